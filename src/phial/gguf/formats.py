@@ -165,9 +165,7 @@ FORMATS: dict[GGMLType, BlockFormat] = {
         256, "qh:32 qs:64 scales:12 d:2", (2, 32), high=(1, 32), bias=4, scales=_SIGNED_6, groups=16
     ),
     GGMLType.Q4_K: _format(256, "d:2 m:2 scales:12 qs:128", (4, 32), scales=_PAIRS_6, groups=8),
-    GGMLType.Q5_K: _format(
-        256, "d:2 m:2 scales:12 qh:32 qs:128", (4, 32), high=(1, 32), scales=_PAIRS_6, groups=8
-    ),
+    GGMLType.Q5_K: _format(256, "d:2 m:2 scales:12 qh:32 qs:128", (4, 32), high=(1, 32), scales=_PAIRS_6, groups=8),
     GGMLType.Q6_K: _format(
         256, "qs:128 qh:64 scales:16 d:2", (4, 64), high=(2, 32), bias=32, scales=_SIGNED_8, groups=16
     ),
