@@ -1,0 +1,60 @@
+// The key-value cache: pages of 64 tokens for all layers, handed out one by one. Which page belongs to which sequence is
+// Python's business (engine/cache.py); here is only memory and layout.
+//
+// Keys lie in groups of 16 as a weight tile of 16 rows and head_dim inputs (F16 or Q8_0 as in kernels.h), so the
+// matmul kernels compute the scores. Values lie row by row, padded to 32 dimensions.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "pack.h"
+
+namespace phial {
+
+constexpr int PAGE_TOKENS = 64, KEY_GROUP = TILE_ROWS;
+
+enum class CacheType { F16, Q8_0 };
+
+class Cache {
+  public:
+    Cache(CacheType type, int layers, int kv_heads, int head_dim);
+    Cache(const Cache&) = delete;
+
+    int new_page();  // zeroed or reused memory; throws std::bad_alloc
+    void free_page(int id);
+    void copy_page(int source, int target);
+    uint8_t* page(int id) const;  // throws std::invalid_argument for an id that is not in use
+
+    size_t page_bytes() const { return page_bytes_; }
+    int pages_in_use() const { return (int)pages_.size() - (int)free_.size(); }
+    CacheType type() const { return type_; }
+    int padded_dim() const { return padded_dim_; }
+
+    // Inside a page: one key group (tile), and the values of one head (PAGE_TOKENS rows, then their scales for Q8_0).
+    uint8_t* keys(uint8_t* page, int layer, int head, int group) const {
+        return page + head_bytes_ * ((size_t)layer * kv_heads_ + head) + group_bytes_ * (size_t)group;
+    }
+    uint8_t* values(uint8_t* page, int layer, int head) const {
+        return keys(page, layer, head, 0) + group_bytes_ * (PAGE_TOKENS / KEY_GROUP);
+    }
+    uint16_t* value_scales(uint8_t* values) const { return (uint16_t*)(values + (size_t)PAGE_TOKENS * padded_dim_); }
+
+    // Stores one token's key and value of one head; `slot` is its place in the page. Scratch holds padded_dim floats.
+    void store(const Kernels& kernels, uint8_t* page, int layer, int head, int slot, const float* key,
+               const float* value) const;
+
+  private:
+    void store_q8(const Kernels& kernels, uint8_t* group, uint8_t* values, int slot, const float* key,
+                  const float* value) const;
+
+    CacheType type_;
+    int kv_heads_, head_dim_, padded_dim_;
+    size_t group_bytes_, head_bytes_, page_bytes_;
+    std::vector<Buffer> pages_;
+    std::vector<int> free_;
+    std::vector<bool> used_;
+};
+
+constexpr int MAX_HEAD_DIM = 512;
+
+}  // namespace phial

@@ -1,0 +1,304 @@
+// The kernels themselves, written once over the primitives an ISA file defines (included inside its anonymous
+// namespace, so that nothing here is shared between instruction sets and no encoding leaks into another file).
+//
+// An ISA file sets: PANEL_TOKENS (tokens per register tile), PANEL_PAIR (two panels at once: needs 32 vector registers)
+// and WIDE_OFFSET (what wide_codes adds to signed bytes; 0 where the dot product is signed).
+//
+// Every sum runs in the same order in gemv and panels: per 32 inputs one exact integer, then one fused multiply-add.
+
+#include "format.h"
+
+template <int N> struct Index { static constexpr int value = N; };
+
+template <int N, int I = 0, class F> INLINE static void unrolled(F&& f) {
+    if constexpr (I < N) {
+        f(Index<I>{});
+        unrolled<N, I + 1>(f);
+    }
+}
+
+// ---- one tile, few tokens: decode -----------------------------------------------------------------------------------
+
+template <class Fm, int S, int G0, int G1, int T>
+INLINE static void dot_block(const uint8_t* block, const int8_t* const (&q)[T], int at, Ints (&x)[T]) {
+    unrolled<G1 - G0>([&](auto g) INLINE_LAMBDA {
+        constexpr int G = G0 + decltype(g)::value;
+        const Codes c = Fm::template code<S, G>(block);
+        for (int t = 0; t < T; t++) {
+            const Inputs in = broadcast4(q[t] + at + 4 * G);
+            x[t] = Fm::WIDE ? dot_wide(x[t], c, in) : dot(x[t], c, in);
+        }
+    });
+}
+
+template <Type TYPE, int T> static void gemv_quantised(const uint8_t* tile, const Activations& a, int t0, float* out) {
+    using Fm = Format<TYPE>;
+    constexpr int SUBS = Fm::BLOCK / 32;
+    const int blocks = a.k / Fm::BLOCK, nb = a.k / 32;
+    const int8_t* q[T];
+    const float *ad[T], *as[T];
+    const int32_t* ai[T];
+    Floats f[T];
+    for (int t = 0; t < T; t++) {
+        q[t] = a.q + (size_t)(t0 + t) * a.k;
+        ad[t] = a.d + (size_t)(t0 + t) * nb;
+        as[t] = a.sum + (size_t)(t0 + t) * nb;
+        ai[t] = a.isum16 + (size_t)(t0 + t) * 2 * nb;
+        f[t] = zero_f();
+    }
+    for (int b = 0; b < blocks; b++) {
+        const uint8_t* block = tile + (size_t)b * Fm::MAIN;
+        const uint8_t* d = tile + (size_t)blocks * Fm::MAIN + (size_t)b * 32;
+        prefetch<Fm::MAIN>(block + PREFETCH_AHEAD);
+        unrolled<SUBS>([&](auto s) INLINE_LAMBDA {
+            constexpr int S = decltype(s)::value;
+            const int j = b * SUBS + S;
+            Ints x[T];
+            if constexpr (Fm::SUB == 32) {
+                for (int t = 0; t < T; t++)
+                    x[t] = Fm::OFFSET ? set1_i(-Fm::OFFSET * (ai[t][2 * j] + ai[t][2 * j + 1])) : zero_i();
+                dot_block<Fm, S, 0, 8, T>(block, q, 32 * j, x);
+                const Floats scale = Fm::scale(block, d, S);
+                for (int t = 0; t < T; t++) f[t] = fma(to_float(x[t]), mul(scale, set1(ad[t][j])), f[t]);
+                if constexpr (Fm::MIN) {
+                    const Floats low = Fm::low(block, S);
+                    for (int t = 0; t < T; t++) f[t] = fma(low, set1(as[t][j]), f[t]);
+                }
+            } else {
+                unrolled<2>([&](auto h) INLINE_LAMBDA {
+                    constexpr int H = decltype(h)::value;
+                    for (int t = 0; t < T; t++)
+                        x[t] = Fm::OFFSET ? set1_i(-Fm::OFFSET * ai[t][2 * j + H]) : zero_i();
+                    dot_block<Fm, S, 4 * H, 4 * H + 4, T>(block, q, 32 * j, x);
+                    const Floats scale = Fm::scale(block, d, 2 * S + H);
+                    for (int t = 0; t < T; t++) f[t] = fma(to_float(x[t]), mul(scale, set1(ad[t][j])), f[t]);
+                    if constexpr (Fm::MIN) {
+                        const Floats low = Fm::low(block, 2 * S + H);
+                        for (int t = 0; t < T; t++)
+                            f[t] = fma(low, set1(ad[t][j] * (float)ai[t][2 * j + H]), f[t]);
+                    }
+                });
+            }
+        });
+    }
+    for (int t = 0; t < T; t++) store_f(out + TILE_ROWS * t, f[t]);
+}
+
+template <Type TYPE> INLINE static Floats load_values(const uint8_t* tile, int i) {
+    if constexpr (TYPE == Type::F32) return load_f((const float*)tile + (size_t)TILE_ROWS * i);
+    if constexpr (TYPE == Type::F16) return load_f16(tile + (size_t)2 * TILE_ROWS * i);
+    return load_bf16(tile + (size_t)2 * TILE_ROWS * i);
+}
+
+// Even and odd inputs have a sum each: two chains hide the latency of one.
+template <Type TYPE, int T> static void gemv_float(const uint8_t* tile, const Activations& a, int t0, float* out) {
+    const float* x[T];
+    Floats even[T], odd[T];
+    for (int t = 0; t < T; t++) {
+        x[t] = a.x + (size_t)(t0 + t) * a.k;
+        even[t] = odd[t] = zero_f();
+    }
+    int i = 0;
+    for (; i + 1 < a.k; i += 2) {
+        const Floats w0 = load_values<TYPE>(tile, i), w1 = load_values<TYPE>(tile, i + 1);
+        for (int t = 0; t < T; t++) {
+            even[t] = fma(w0, set1(x[t][i]), even[t]);
+            odd[t] = fma(w1, set1(x[t][i + 1]), odd[t]);
+        }
+    }
+    if (i < a.k)
+        for (int t = 0; t < T; t++) even[t] = fma(load_values<TYPE>(tile, i), set1(x[t][i]), even[t]);
+    for (int t = 0; t < T; t++) store_f(out + TILE_ROWS * t, add(even[t], odd[t]));
+}
+
+template <Type TYPE, int T> static void gemv_typed(const uint8_t* tile, const Activations& a, int t0, float* out) {
+    if constexpr (TYPE == Type::F32 || TYPE == Type::F16 || TYPE == Type::BF16)
+        gemv_float<TYPE, T>(tile, a, t0, out);
+    else
+        gemv_quantised<TYPE, T>(tile, a, t0, out);
+}
+
+template <Type TYPE>
+static void gemv_tokens(const uint8_t* tile, const Activations& a, int t0, int tokens, float* out) {
+    switch (tokens) {
+        case 1: return gemv_typed<TYPE, 1>(tile, a, t0, out);
+        case 2: return gemv_typed<TYPE, 2>(tile, a, t0, out);
+        case 3: return gemv_typed<TYPE, 3>(tile, a, t0, out);
+        default: return gemv_typed<TYPE, 4>(tile, a, t0, out);
+    }
+}
+
+// Calls f(TypeTag) for the type at hand; every type of the format is named here once.
+template <Type T> struct Tag { static constexpr Type value = T; };
+template <class F> INLINE static void with_type(Type type, F&& f) {
+    switch (type) {
+        case Type::F32: return f(Tag<Type::F32>{});
+        case Type::F16: return f(Tag<Type::F16>{});
+        case Type::BF16: return f(Tag<Type::BF16>{});
+        case Type::Q4_0: return f(Tag<Type::Q4_0>{});
+        case Type::Q4_1: return f(Tag<Type::Q4_1>{});
+        case Type::Q5_0: return f(Tag<Type::Q5_0>{});
+        case Type::Q5_1: return f(Tag<Type::Q5_1>{});
+        case Type::Q8_0: return f(Tag<Type::Q8_0>{});
+        case Type::Q2_K: return f(Tag<Type::Q2_K>{});
+        case Type::Q3_K: return f(Tag<Type::Q3_K>{});
+        case Type::Q4_K: return f(Tag<Type::Q4_K>{});
+        case Type::Q5_K: return f(Tag<Type::Q5_K>{});
+        case Type::Q6_K: return f(Tag<Type::Q6_K>{});
+    }
+}
+
+static void gemv(Type type, const uint8_t* tile, const Activations& a, int t0, int tokens, float* out) {
+    with_type(type, [&](auto tag) INLINE_LAMBDA { gemv_tokens<decltype(tag)::value>(tile, a, t0, tokens, out); });
+}
+
+// ---- unpacking a tile into a panel ----------------------------------------------------------------------------------
+
+template <Type TYPE> static void expand_quantised(const uint8_t* tile, int k, Panel& p) {
+    using Fm = Format<TYPE>;
+    constexpr int SUBS = Fm::BLOCK / 32, PARTS = Fm::BLOCK / Fm::SUB;
+    p.offset = Fm::OFFSET;
+    p.sub16 = Fm::SUB == 16;
+    p.has_min = Fm::MIN;
+    p.wide = Fm::WIDE;
+    const int blocks = k / Fm::BLOCK;
+    for (int b = 0; b < blocks; b++) {
+        const uint8_t* block = tile + (size_t)b * Fm::MAIN;
+        const uint8_t* d = tile + (size_t)blocks * Fm::MAIN + (size_t)b * 32;
+        uint8_t* codes = p.codes + (size_t)b * Fm::BLOCK * TILE_ROWS;
+        unrolled<SUBS>([&](auto s) INLINE_LAMBDA {
+            unrolled<8>([&](auto g) INLINE_LAMBDA {
+                constexpr int S = decltype(s)::value, G = decltype(g)::value;
+                store_codes(codes + 64 * (8 * S + G), Fm::template code<S, G>(block));
+            });
+        });
+        for (int i = 0; i < PARTS; i++) {
+            store_f(p.scale + TILE_ROWS * ((size_t)b * PARTS + i), Fm::scale(block, d, i));
+            if (Fm::MIN) store_f(p.min + TILE_ROWS * ((size_t)b * PARTS + i), Fm::low(block, i));
+        }
+    }
+}
+
+static void expand(Type type, const uint8_t* tile, int k, Panel& p) {
+    p.is_float = is_float_type(type);
+    with_type(type, [&](auto tag) INLINE_LAMBDA {
+        constexpr Type T = decltype(tag)::value;
+        if constexpr (T == Type::F32 || T == Type::F16 || T == Type::BF16)
+            for (int i = 0; i < k; i++) store_f(p.values + (size_t)TILE_ROWS * i, load_values<T>(tile, i));
+        else
+            expand_quantised<T>(tile, k, p);
+    });
+}
+
+// ---- R panels against T tokens: prefill -----------------------------------------------------------------------------
+
+template <int R, int T, int PARTS, bool MIN, bool WIDE>
+static void panel_quantised(const Panel* const (&p)[R], const Activations& a, int t0, float* out, int out_column) {
+    const int nb = a.k / 32;
+    const int8_t* q = a.q + (size_t)t0 * a.k;
+    const float* ad = a.d + (size_t)t0 * nb;
+    const float* as = a.sum + (size_t)t0 * nb;
+    const int32_t* ai = a.isum16 + (size_t)t0 * 2 * nb;
+    Floats f[R][T];
+    for (int r = 0; r < R; r++)
+        for (int t = 0; t < T; t++) f[r][t] = zero_f();
+    for (int j = 0; j < nb; j++) {
+        for (int h = 0; h < PARTS; h++) {
+            Ints x[R][T];
+            for (int t = 0; t < T; t++) {
+                const int32_t* s = ai + (size_t)t * 2 * nb + 2 * j;
+                const int sum = PARTS == 2 ? s[h] : s[0] + s[1];
+                for (int r = 0; r < R; r++) x[r][t] = set1_i(-p[r]->offset * sum);
+            }
+            constexpr int STEPS = 8 / PARTS;
+            const int8_t* qj = q + 32 * j + 4 * STEPS * h;
+            const size_t at = (size_t)64 * (8 * j + STEPS * h);
+            unrolled<STEPS>([&](auto g) INLINE_LAMBDA {
+                constexpr int G = decltype(g)::value;
+                Codes c[R];
+                for (int r = 0; r < R; r++) c[r] = load_codes(p[r]->codes + at + 64 * G);
+                for (int t = 0; t < T; t++) {
+                    const Inputs in = broadcast4(qj + (size_t)t * a.k + 4 * G);
+                    for (int r = 0; r < R; r++) x[r][t] = WIDE ? dot_wide(x[r][t], c[r], in) : dot(x[r][t], c[r], in);
+                }
+            });
+            Floats scale[R], low[R];
+            for (int r = 0; r < R; r++) {
+                scale[r] = load_f(p[r]->scale + (size_t)TILE_ROWS * (PARTS * j + h));
+                if (MIN) low[r] = load_f(p[r]->min + (size_t)TILE_ROWS * (PARTS * j + h));
+            }
+            for (int t = 0; t < T; t++) {
+                const float d = ad[(size_t)t * nb + j];
+                const Floats dv = set1(d);
+                for (int r = 0; r < R; r++) f[r][t] = fma(to_float(x[r][t]), mul(scale[r], dv), f[r][t]);
+                if (MIN) {
+                    const Floats s = set1(PARTS == 2 ? d * (float)ai[(size_t)t * 2 * nb + 2 * j + h]
+                                                     : as[(size_t)t * nb + j]);
+                    for (int r = 0; r < R; r++) f[r][t] = fma(low[r], s, f[r][t]);
+                }
+            }
+        }
+    }
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < R; r++) store_f(out + 32 * t + 16 * r + out_column, f[r][t]);
+}
+
+template <int R, int T>
+static void panel_float(const Panel* const (&p)[R], const Activations& a, int t0, float* out, int out_column) {
+    const float* x = a.x + (size_t)t0 * a.k;
+    Floats even[R][T], odd[R][T];
+    for (int r = 0; r < R; r++)
+        for (int t = 0; t < T; t++) even[r][t] = odd[r][t] = zero_f();
+    for (int i = 0; i < a.k; i++) {
+        auto& f = i % 2 ? odd : even;
+        for (int r = 0; r < R; r++) {
+            const Floats w = load_f(p[r]->values + (size_t)TILE_ROWS * i);
+            for (int t = 0; t < T; t++) f[r][t] = fma(w, set1(x[(size_t)t * a.k + i]), f[r][t]);
+        }
+    }
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < R; r++) store_f(out + 32 * t + 16 * r + out_column, add(even[r][t], odd[r][t]));
+}
+
+template <int R, int T>
+static void panel_tile(const Panel* const (&p)[R], const Activations& a, int t0, float* out, int column) {
+    const Panel& m = *p[0];
+    if (m.is_float) return panel_float<R, T>(p, a, t0, out, column);
+    if (m.wide && WIDE_OFFSET == 0) return panel_quantised<R, T, 1, false, true>(p, a, t0, out, column);
+    if (m.sub16)
+        return m.has_min ? panel_quantised<R, T, 2, true, false>(p, a, t0, out, column)
+                         : panel_quantised<R, T, 2, false, false>(p, a, t0, out, column);
+    return m.has_min ? panel_quantised<R, T, 1, true, false>(p, a, t0, out, column)
+                     : panel_quantised<R, T, 1, false, false>(p, a, t0, out, column);
+}
+
+template <int R, int T = PANEL_TOKENS>
+static void panel_tokens(const Panel* const (&p)[R], const Activations& a, int t0, int tokens, float* out, int column) {
+    if constexpr (T > 1) {
+        if (tokens < T) return panel_tokens<R, T - 1>(p, a, t0, tokens, out, column);
+    }
+    panel_tile<R, T>(p, a, t0, out, column);
+}
+
+static bool same_kind(const Panel& a, const Panel& b) {
+    return a.is_float == b.is_float && a.sub16 == b.sub16 && a.has_min == b.has_min && a.wide == b.wide;
+}
+
+static void panels(const Panel& a, const Panel& b, const Activations& x, int t0, int tokens, float* out) {
+    if constexpr (PANEL_PAIR) {
+        if (same_kind(a, b)) {
+            const Panel* const both[2] = {&a, &b};
+            return panel_tokens<2>(both, x, t0, tokens, out, 0);
+        }
+    }
+    const Panel *const first[1] = {&a}, *const second[1] = {&b};
+    panel_tokens<1>(first, x, t0, tokens, out, 0);
+    panel_tokens<1>(second, x, t0, tokens, out, 16);
+}
+
+#include "vector.h"
+
+static const Kernels table = {
+    KERNELS_NAME, PANEL_TOKENS, quantize, gemv,       expand,    panels,    rms_norm, silu_mul,
+    rotate_half,  softmax,      values_f16, values_q8, scale_add, to_half,   read_lines,
+};

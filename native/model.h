@@ -1,0 +1,82 @@
+// One forward step of a llama-like transformer (phi3, llama, qwen2) over packed weights and a paged cache.
+// Knows nothing of files, text or Python. The same step in numpy: src/phial/engine/reference.py.
+#pragma once
+#include <atomic>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "attention.h"
+#include "cache.h"
+#include "pack.h"
+#include "threads.h"
+
+namespace phial {
+
+struct Shape {
+    int n_vocab, n_embd, n_layer, n_head, n_head_kv, head_dim, n_ff;
+    float rms_norm_eps;
+    int rope_dim;             // leading dimensions of a head that rotate
+    bool rope_interleaved;    // pairs (2i, 2i + 1) instead of (i, i + rope_dim / 2)
+    int sliding_window;       // keys a query sees, itself included; 0 = all
+    int qkv_rows() const { return (n_head + 2 * n_head_kv) * head_dim; }
+};
+
+struct Layer {
+    std::vector<float> attn_norm, ffn_norm, qkv_bias;  // qkv_bias empty or qkv_rows
+    Matrix q, k, v, attn_output, gate, up, down;       // q alone holds all of qkv where the file fuses them
+};
+
+struct Rope {
+    std::vector<float> inv_freq;  // (rope_dim / 2)
+    float attn_factor = 1;
+};
+
+enum class Want { LAST, ALL, HIDDEN, NOTHING };
+
+// The tokens of one step: `lengths[s]` tokens of sequence s follow its `n_past[s]` cached ones.
+struct Batch {
+    std::vector<int32_t> tokens, lengths, n_past;
+    std::vector<uint8_t> long_rope;
+    std::vector<std::vector<uint8_t*>> pages;  // per sequence, enough for n_past + length
+    Want want;
+};
+
+class Interrupted : public std::exception {};
+
+class Model {
+  public:
+    Model(const Shape& shape, int n_threads);
+
+    const Shape& shape() const { return shape_; }
+    int threads() const { return pool_.size(); }
+    size_t bytes() const;  // memory of the packed weights
+
+    // `data` holds ggml blocks of (rows, columns). Repacks in parallel, then lets go of the mapped pages.
+    // Throws std::invalid_argument where name, shape or size do not fit the model.
+    void set_tensor(const std::string& name, int layer, Type type, int rows, int columns, const uint8_t* data,
+                    size_t bytes);
+    void set_rope(bool long_set, std::vector<float> inv_freq, float attn_factor);
+    void finish();  // throws std::invalid_argument naming the first tensor that is missing
+
+    // Rows of the result: sequences (LAST), tokens (ALL, HIDDEN) or none. `stop` is asked a few times a second by the
+    // calling thread; when it says true the step ends with Interrupted.
+    int result_rows(const Batch& batch) const;
+    void forward(const Cache& cache, const Batch& batch, int n_threads, const std::function<bool()>& stop, float* out);
+
+    void pack(Matrix& m, const uint8_t* data);  // all tiles, on all threads
+
+  private:
+    friend class Step;
+    Shape shape_;
+    ThreadPool pool_;
+    Matrix token_embd_, output_;
+    std::vector<float> output_norm_;
+    std::vector<Layer> layers_;
+    Rope rope_[2];  // short (or only), long
+    bool finished_ = false;
+};
+
+}  // namespace phial

@@ -1,0 +1,218 @@
+// A tile holds 16 rows of a matrix; rows past the end are zero. Planes of each ggml block are interleaved by 32-bit
+// words: word w of row r goes to position 16 * w + r, so no code is taken apart. The exceptions are noted below.
+#include "pack.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+namespace phial {
+
+#if defined(__unix__) || defined(__APPLE__)
+
+Buffer::Buffer(size_t bytes) {
+    constexpr size_t HUGE = 2 << 20;
+    bytes_ = bytes >= HUGE ? (bytes + HUGE - 1) / HUGE * HUGE : bytes;
+    if (!bytes_) return;
+    void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    if (bytes_ >= HUGE) madvise(p, bytes_, MADV_HUGEPAGE);
+#endif
+    data_ = (uint8_t*)p;
+}
+
+Buffer::~Buffer() {
+    if (data_) munmap(data_, bytes_);
+}
+
+void release_pages(const void* data, size_t bytes) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t begin = ((size_t)data + page - 1) / page * page, end = ((size_t)data + bytes) / page * page;
+    if (end > begin) madvise((void*)begin, end - begin, MADV_DONTNEED);
+}
+
+#else
+
+Buffer::Buffer(size_t bytes) : bytes_(bytes) {
+    if (!bytes_) return;
+    data_ = (uint8_t*)::operator new(bytes_, std::align_val_t(64));
+    std::memset(data_, 0, bytes_);
+}
+
+Buffer::~Buffer() {
+    if (data_) ::operator delete(data_, std::align_val_t(64));
+}
+
+void release_pages(const void*, size_t) {}
+
+#endif
+
+BlockSize block_size(Type type) {
+    switch (type) {
+        case Type::F32: return {1, 4};
+        case Type::F16: return {1, 2};
+        case Type::BF16: return {1, 2};
+        case Type::Q4_0: return {32, 18};
+        case Type::Q4_1: return {32, 20};
+        case Type::Q5_0: return {32, 22};
+        case Type::Q5_1: return {32, 24};
+        case Type::Q8_0: return {32, 34};
+        case Type::Q2_K: return {256, 84};
+        case Type::Q3_K: return {256, 110};
+        case Type::Q4_K: return {256, 144};
+        case Type::Q5_K: return {256, 176};
+        case Type::Q6_K: return {256, 210};
+    }
+    throw std::invalid_argument("unknown tensor type " + std::to_string((int)type));
+}
+
+namespace {
+
+// Bytes of 16 rows' blocks: the main run, and 32 more where the scales lie behind (see format.h).
+size_t packed_block_bytes(Type type) {
+    switch (type) {
+        case Type::Q4_0: return 256 + 32;
+        case Type::Q4_1: return 320;
+        case Type::Q5_0: return 320 + 32;
+        case Type::Q5_1: return 384;
+        case Type::Q8_0: return 512 + 32;
+        case Type::Q2_K: return 1600;
+        case Type::Q3_K: return 1792 + 32;
+        case Type::Q4_K: return 2368;
+        case Type::Q5_K: return 2880;
+        case Type::Q6_K: return 3328 + 32;
+        default: return 16 * (size_t)block_size(type).bytes;
+    }
+}
+
+struct Cursor {       // where one row's part of a packed block goes
+    uint8_t* main;    // the block's main run
+    uint8_t* behind;  // its 32 bytes of scales behind all blocks
+    int row;
+
+    void words(size_t at, const uint8_t* source, int bytes) const {
+        for (int w = 0; w < bytes / 4; w++) std::memcpy(main + at + 64 * (size_t)w + 4 * row, source + 4 * w, 4);
+    }
+    void half(size_t at, const uint8_t* source) const { std::memcpy(main + at + 2 * row, source, 2); }
+    void half_behind(const uint8_t* source) const { std::memcpy(behind + 2 * row, source, 2); }
+    void byte(size_t at, int index, uint8_t value) const { main[at + 16 * (size_t)index + row] = value; }
+    // Q5_0, Q5_1: one 32-bit word of fifth bits becomes bits 4 * row .. of 8 masks.
+    void masks(size_t at, const uint8_t* source) const {
+        uint32_t bits;
+        std::memcpy(&bits, source, 4);
+        for (int g = 0; g < 8; g++)
+            main[at + 8 * (size_t)g + row / 2] |= (uint8_t)(((bits >> (4 * g)) & 15) << (4 * (row % 2)));
+    }
+};
+
+// ggml keeps eight 6-bit scales and minimums in 12 bytes; they become one byte each.
+void unpack_scales_k(const uint8_t* s, const Cursor& to, size_t scales) {
+    for (int i = 0; i < 8; i++) {
+        const uint8_t scale = i < 4 ? s[i] & 63 : (s[i + 4] & 15) | (s[i - 4] >> 6) << 4;
+        const uint8_t low = i < 4 ? s[i + 4] & 63 : (s[i + 4] >> 4) | (s[i] >> 6) << 4;
+        to.byte(scales, i, scale);
+        to.byte(scales + 128, i, low);
+    }
+}
+
+// Q3_K: sixteen 6-bit scales in 12 bytes, stored plus 32.
+void unpack_scales_q3(const uint8_t* s, const Cursor& to) {
+    for (int i = 0; i < 16; i++) {
+        const int low = i < 8 ? s[i] & 15 : s[i - 8] >> 4;
+        const int high = (s[8 + i % 4] >> (2 * (i / 4))) & 3;
+        to.byte(1536, i, (uint8_t)((low | high << 4) - 32));
+    }
+}
+
+void pack_block(Type type, const uint8_t* b, const Cursor& to) {
+    switch (type) {
+        case Type::Q4_0: to.half_behind(b); to.words(0, b + 2, 16); break;
+        case Type::Q4_1: to.half(256, b); to.half(288, b + 2); to.words(0, b + 4, 16); break;
+        case Type::Q5_0: to.half_behind(b); to.masks(256, b + 2); to.words(0, b + 6, 16); break;
+        case Type::Q5_1:
+            to.half(320, b); to.half(352, b + 2); to.masks(256, b + 4); to.words(0, b + 8, 16);
+            break;
+        case Type::Q8_0: to.half_behind(b); to.words(0, b + 2, 32); break;
+        case Type::Q4_K:
+            to.words(0, b + 16, 128); to.half(2304, b); to.half(2336, b + 2);
+            unpack_scales_k(b + 4, to, 2048);
+            break;
+        case Type::Q5_K:
+            to.words(0, b + 48, 128); to.words(2048, b + 16, 32); to.half(2816, b); to.half(2848, b + 2);
+            unpack_scales_k(b + 4, to, 2560);
+            break;
+        case Type::Q6_K:
+            to.words(0, b, 128); to.words(2048, b + 128, 64); to.half_behind(b + 208);
+            for (int i = 0; i < 16; i++) to.byte(3072, i, b[192 + i]);
+            break;
+        case Type::Q3_K:
+            to.words(0, b + 32, 64); to.words(1024, b, 32); to.half_behind(b + 108);
+            unpack_scales_q3(b + 96, to);
+            break;
+        case Type::Q2_K:
+            to.words(0, b + 16, 64); to.half(1536, b + 80); to.half(1568, b + 82);
+            for (int i = 0; i < 16; i++) {
+                to.byte(1024, i, b[i] & 15);
+                to.byte(1280, i, b[i] >> 4);
+            }
+            break;
+        default: break;
+    }
+}
+
+void pack_floats(uint8_t* tile, const uint8_t* row_data, int row, int columns, size_t size) {
+    for (int i = 0; i < columns; i++)
+        std::memcpy(tile + size * ((size_t)TILE_ROWS * i + row), row_data + size * (size_t)i, size);
+}
+
+}  // namespace
+
+size_t tile_bytes(Type type, int columns) {
+    return packed_block_bytes(type) * (size_t)(columns / block_size(type).elements);
+}
+
+Matrix make_matrix(Type type, int rows, int columns) {
+    const BlockSize block = block_size(type);
+    if (rows <= 0 || columns <= 0 || columns % block.elements)
+        throw std::invalid_argument("a " + std::to_string(rows) + " x " + std::to_string(columns) +
+                                    " matrix does not fit blocks of " + std::to_string(block.elements));
+    Matrix m;
+    m.type = type;
+    m.rows = rows;
+    m.columns = columns;
+    m.bytes_per_tile = (tile_bytes(type, columns) + 63) / 64 * 64;
+    m.buffer = Buffer(m.bytes_per_tile * (size_t)m.tiles());
+    return m;
+}
+
+void pack_tiles(Matrix& m, const uint8_t* data, int first, int last) {
+    const BlockSize size = block_size(m.type);
+    const int blocks = m.columns / size.elements;
+    const size_t row_bytes = (size_t)blocks * size.bytes, packed = packed_block_bytes(m.type);
+    const bool scales_behind = packed % 64 == 32;
+    const size_t main = scales_behind ? packed - 32 : packed;
+    for (int t = first; t < last; t++) {
+        uint8_t* tile = m.buffer.data() + m.bytes_per_tile * (size_t)t;
+        const int rows = m.rows - t * TILE_ROWS < TILE_ROWS ? m.rows - t * TILE_ROWS : TILE_ROWS;
+        for (int r = 0; r < rows; r++) {
+            const uint8_t* row = data + row_bytes * (size_t)(t * TILE_ROWS + r);
+            if (is_float(m.type)) {
+                pack_floats(tile, row, r, m.columns, (size_t)size.bytes);
+                continue;
+            }
+            for (int b = 0; b < blocks; b++)
+                pack_block(m.type, row + (size_t)b * size.bytes,
+                           {tile + main * (size_t)b, tile + main * (size_t)blocks + 32 * (size_t)b, r});
+        }
+    }
+}
+
+}  // namespace phial

@@ -1,0 +1,54 @@
+// Weights in the layout of kernels.h: repacked once at load, tile by tile, from ggml's blocks.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "kernels.h"
+
+namespace phial {
+
+// Zeroed memory straight from the operating system, in huge pages where it offers them; returned on destruction.
+class Buffer {
+  public:
+    Buffer() = default;
+    explicit Buffer(size_t bytes);  // throws std::bad_alloc
+    ~Buffer();
+    Buffer(Buffer&& o) noexcept : data_(std::exchange(o.data_, nullptr)), bytes_(std::exchange(o.bytes_, 0)) {}
+    Buffer& operator=(Buffer&& o) noexcept {
+        std::swap(data_, o.data_);
+        std::swap(bytes_, o.bytes_);
+        return *this;
+    }
+    uint8_t* data() const { return data_; }
+    size_t bytes() const { return bytes_; }
+    template <class T> T* as() const { return (T*)data_; }
+
+  private:
+    uint8_t* data_ = nullptr;
+    size_t bytes_ = 0;
+};
+
+// Tells the system that a mapped file's pages are no longer needed (they stay in its cache).
+void release_pages(const void* data, size_t bytes);
+
+struct BlockSize { int elements, bytes; };
+BlockSize block_size(Type type);          // throws std::invalid_argument for an unknown type
+size_t tile_bytes(Type type, int columns);
+
+struct Matrix {
+    Type type = Type::F32;
+    int rows = 0, columns = 0;
+    size_t bytes_per_tile = 0;
+    Buffer buffer;
+
+    int tiles() const { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
+    const uint8_t* tile(int i) const { return buffer.data() + bytes_per_tile * (size_t)i; }
+    explicit operator bool() const { return rows > 0; }
+};
+
+Matrix make_matrix(Type type, int rows, int columns);  // throws std::invalid_argument where columns do not fit blocks
+// Packs tiles [first, last) from `data`, the tensor's ggml blocks, row after row. Thread-safe over disjoint tiles.
+void pack_tiles(Matrix& m, const uint8_t* data, int first, int last);
+
+}  // namespace phial

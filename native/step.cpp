@@ -1,0 +1,408 @@
+#include "step.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace phial {
+namespace {
+
+constexpr int PHASES_PER_LAYER = 16;
+constexpr auto ASK_EVERY = std::chrono::milliseconds(50);
+const float* data_or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
+
+// One row of a packed matrix as floats: unpacks its tile.
+void read_row(const Kernels& k, const Matrix& m, int row, Panel& p, float* out) {
+    k.expand(m.type, m.tile(row / TILE_ROWS), m.columns, p);
+    const int r = row % TILE_ROWS, sub = p.sub16 ? 16 : 32;
+    for (int i = 0; i < m.columns; i++) {
+        if (p.is_float) {
+            out[i] = p.values[(size_t)TILE_ROWS * i + r];
+            continue;
+        }
+        const uint8_t byte = p.codes[(size_t)64 * (i / 4) + 4 * r + i % 4];
+        const int code = p.wide && p.offset == 0 ? (int8_t)byte : (int)byte - p.offset;
+        const size_t at = (size_t)TILE_ROWS * (i / sub) + r;
+        out[i] = p.scale[at] * (float)code + (p.has_min ? p.min[at] : 0.0f);
+    }
+}
+
+bool quantised(std::initializer_list<const Matrix*> matrices) {
+    for (const Matrix* m : matrices)
+        if (*m && !is_float(m->type)) return true;
+    return false;
+}
+
+}  // namespace
+
+void ActivationBuffers::reserve(size_t tokens, size_t k) {
+    const auto grow = [](auto& v, size_t n) { if (v.size() < n) v.resize(n); };
+    grow(x, tokens * k);
+    grow(q, tokens * k);
+    grow(d, tokens * k / 32 + 1);
+    grow(sum, tokens * k / 32 + 1);
+    grow(isum16, tokens * k / 16 + 1);
+}
+
+// Codes or float values share the first run; scales and minimums (at most one per 16 inputs) follow.
+void Worker::reserve_panels(size_t k) {
+    const size_t values = k * TILE_ROWS * sizeof(float), scales = (k / 16 + 1) * TILE_ROWS * sizeof(float);
+    for (int i = 0; i < 2; i++) {
+        panel_memory[i] = Buffer(values + 2 * scales);
+        uint8_t* p = panel_memory[i].data();
+        panel[i].codes = p;
+        panel[i].values = (float*)p;
+        panel[i].scale = (float*)(p + values);
+        panel[i].min = (float*)(p + values + scales);
+    }
+}
+
+Step::Step(Model& model, const Cache& cache, const Batch& batch, int n_threads, float* out)
+    : m_(model), s_(model.shape_), k_(current_kernels()), cache_(cache), batch_(batch), out_(out),
+      tokens_((int)batch.tokens.size()), threads_(std::min(n_threads, model.pool_.size())),
+      kv_group_(s_.n_head / s_.n_head_kv), workers_((size_t)threads_),
+      counters_(new std::atomic<int>[(size_t)PHASES_PER_LAYER * (s_.n_layer + 1)]()) {
+    for (size_t s = 0; s < batch.lengths.size(); s++)
+        for (int i = 0; i < batch.lengths[s]; i++) {
+            sequence_.push_back((int)s);
+            position_.push_back(batch.n_past[s] + i);
+        }
+    const size_t n = (size_t)tokens_, heads = (size_t)s_.n_head * s_.head_dim;
+    const size_t k = std::max({(size_t)s_.n_embd, heads, (size_t)s_.n_ff});
+    x_.resize(n * s_.n_embd);
+    qkv_.resize(n * s_.qkv_rows());
+    heads_.resize(n * heads);
+    hidden_.resize(n * s_.n_ff);
+    cos_.resize(n * s_.rope_dim / 2);
+    sin_.resize(n * s_.rope_dim / 2);
+    last_.resize(batch.lengths.size() * s_.n_embd);
+    if (!stable_small(tokens_)) shared_.reserve(n, k);
+    for (int i = 0; i < threads_; i++) {
+        Worker& w = workers_[(size_t)i];
+        w.index = i;
+        w.local.reserve(LOCAL_TOKENS, k);
+        w.reserve_panels(k);
+        w.attention = std::make_unique<Attention>(cache, s_.head_dim);
+    }
+    plan_attention();
+}
+
+void Step::run(const std::function<bool()>& stop) {
+    asked_ = std::chrono::steady_clock::now();
+    m_.pool_.run(threads_, [&](int index) { work(workers_[(size_t)index], stop); });
+    if (stop_) throw Interrupted();
+}
+
+bool Step::claim(Worker& w, int n, int chunk, int& begin, int& end) {
+    begin = counters_[(size_t)w.phase].fetch_add(chunk, std::memory_order_relaxed);
+    end = begin + chunk < n ? begin + chunk : n;
+    return begin < n;
+}
+
+void Step::next_phase(Worker& w, bool barrier) {
+    w.phase++;
+    if (barrier) m_.pool_.barrier();
+}
+
+// Thread 0 asks; all threads read the answer behind the same barrier, so they leave together.
+bool Step::stopped(Worker& w, const std::function<bool()>& stop) {
+    if (w.index == 0) {
+        const auto now = std::chrono::steady_clock::now();
+        if (now - asked_ > ASK_EVERY) {
+            asked_ = now;
+            if (stop()) stop_ = true;
+        }
+    }
+    m_.pool_.barrier();
+    return stop_;
+}
+
+void Step::work(Worker& w, const std::function<bool()>& stop) {
+    embed(w);
+    next_phase(w);
+    for (int i = 0; i < s_.n_layer; i++) {
+        if (stopped(w, stop)) return;
+        w.phase = PHASES_PER_LAYER * (i + 1);
+        layer(w, i);
+    }
+    w.phase = 1;
+    result(w);
+}
+
+void Step::layer(Worker& w, int index) {
+    Layer& l = m_.layers_[(size_t)index];
+    const int qkv = s_.qkv_rows(), heads = s_.n_head * s_.head_dim, kv = s_.n_head_kv * s_.head_dim;
+    Activations a = activate(w, x_.data(), tokens_, s_.n_embd, l.attn_norm.data(), quantised({&l.q, &l.k, &l.v}));
+    Job jobs[3] = {{&l.q, nullptr, qkv_.data(), qkv, Mode::STORE},
+                   {&l.k, nullptr, qkv_.data() + heads, qkv, Mode::STORE},
+                   {&l.v, nullptr, qkv_.data() + heads + kv, qkv, Mode::STORE}};
+    matmul(w, jobs, l.k ? 3 : 1, a, tokens_);
+    next_phase(w);
+    rope_and_store(w, index);
+    next_phase(w);
+    attention(w, index);
+    next_phase(w);
+    a = activate(w, heads_.data(), tokens_, heads, nullptr, quantised({&l.attn_output}));
+    jobs[0] = {&l.attn_output, nullptr, x_.data(), s_.n_embd, Mode::ADD};
+    matmul(w, jobs, 1, a, tokens_);
+    next_phase(w);
+    a = activate(w, x_.data(), tokens_, s_.n_embd, l.ffn_norm.data(), quantised({&l.gate, &l.up}));
+    jobs[0] = {&l.gate, &l.up, hidden_.data(), s_.n_ff, Mode::SWIGLU};
+    matmul(w, jobs, 1, a, tokens_);
+    next_phase(w);
+    a = activate(w, hidden_.data(), tokens_, s_.n_ff, nullptr, quantised({&l.down}));
+    jobs[0] = {&l.down, nullptr, x_.data(), s_.n_embd, Mode::ADD};
+    matmul(w, jobs, 1, a, tokens_);
+    next_phase(w, false);  // stopped() or result() meets next
+}
+
+void Step::embed(Worker& w) {
+    const int half = s_.rope_dim / 2;
+    for (int t, end; claim(w, tokens_, share(tokens_), t, end);)
+        for (; t < end; t++) {
+            read_row(k_, m_.token_embd_, batch_.tokens[(size_t)t], w.panel[0], &x_[(size_t)t * s_.n_embd]);
+            const Rope& rope = m_.rope_[batch_.long_rope[(size_t)sequence_[(size_t)t]]];
+            for (int i = 0; i < half; i++) {
+                const float angle = (float)position_[(size_t)t] * rope.inv_freq[(size_t)i];
+                cos_[(size_t)t * half + i] = std::cos(angle) * rope.attn_factor;
+                sin_[(size_t)t * half + i] = std::sin(angle) * rope.attn_factor;
+            }
+        }
+}
+
+// Rows (normed with `norm` where given) as floats and, where asked, int8.
+Activations Step::activate(Worker& w, const float* x, int tokens, int k, const float* norm, bool quantise) {
+    const bool local = stable_small(tokens);
+    ActivationBuffers& b = local ? w.local : shared_;
+    const auto row = [&](int t) {
+        const float* source = x + (size_t)t * k;
+        if (norm) {
+            k_.rms_norm(source, norm, s_.rms_norm_eps, k, &b.x[(size_t)t * k]);
+            source = &b.x[(size_t)t * k];
+        }
+        if (quantise)
+            k_.quantize(source, k, &b.q[(size_t)t * k], &b.d[(size_t)t * k / 32], &b.sum[(size_t)t * k / 32],
+                        &b.isum16[(size_t)t * k / 16]);
+    };
+    if (local) {
+        for (int t = 0; t < tokens; t++) row(t);
+    } else {
+        for (int t, end; claim(w, tokens, share(tokens), t, end);)
+            for (; t < end; t++) row(t);
+        next_phase(w);
+    }
+    return b.view(norm ? b.x.data() : x, k);
+}
+
+void Step::matmul(Worker& w, const Job* jobs, int n_jobs, const Activations& a, int tokens) {
+    const bool few = tokens <= GEMV_TOKENS;
+    int tiles[3] = {}, total = 0;
+    for (int j = 0; j < n_jobs; j++) {
+        const int n = jobs[j].a->tiles();
+        total += tiles[j] = few || jobs[j].mode == Mode::SWIGLU ? n : (n + 1) / 2;
+    }
+    // Few tiles for many threads: split the tokens too.
+    int blocks = few ? 1 : std::max(1, std::min((4 * threads_ + total - 1) / total, tokens / MIN_TOKEN_BLOCK));
+    const int per_block = (tokens + blocks - 1) / blocks;
+    for (int i, end; claim(w, total * blocks, few ? share(total) : 1, i, end);)
+        for (; i < end; i++) {
+            int tile = i % total, j = 0;
+            while (tile >= tiles[j]) tile -= tiles[j++];
+            const int begin = (i / total) * per_block;
+            if (few) tile_gemv(jobs[j], tile, a, tokens);
+            else tile_panels(w, jobs[j], tile, a, begin, std::min(begin + per_block, tokens));
+        }
+}
+
+// Puts 16 results of one token where the job wants them; tile_out holds a's rows, then b's.
+void Step::finish_tile(const Job& job, int tile, int token, const float* tile_out) const {
+    const int columns = std::min(TILE_ROWS, job.a->rows - tile * TILE_ROWS);
+    float* out = job.out + (size_t)token * job.ld + (size_t)tile * TILE_ROWS;
+    if (job.mode == Mode::ADD)
+        for (int i = 0; i < columns; i++) out[i] += tile_out[i];
+    else
+        std::memcpy(out, tile_out, sizeof(float) * (size_t)columns);
+}
+
+void Step::tile_gemv(const Job& job, int tile, const Activations& a, int tokens) {
+    float out[GEMV_TOKENS * TILE_ROWS], up[GEMV_TOKENS * TILE_ROWS];
+    k_.gemv(job.a->type, job.a->tile(tile), a, 0, tokens, out);
+    if (job.mode == Mode::SWIGLU) {
+        k_.gemv(job.b->type, job.b->tile(tile), a, 0, tokens, up);
+        k_.silu_mul(out, up, TILE_ROWS * tokens, out);
+    }
+    for (int t = 0; t < tokens; t++) finish_tile(job, tile, t, out + TILE_ROWS * t);
+}
+
+void Step::tile_panels(Worker& w, const Job& job, int pair, const Activations& a, int begin, int end) {
+    const bool swiglu = job.mode == Mode::SWIGLU;
+    const int first = swiglu ? pair : 2 * pair, second = swiglu ? pair : first + 1;
+    const bool alone = !swiglu && second >= job.a->tiles();
+    k_.expand(job.a->type, job.a->tile(first), a.k, w.panel[0]);
+    if (!alone) {
+        const Matrix& other = swiglu ? *job.b : *job.a;
+        k_.expand(other.type, other.tile(second), a.k, w.panel[1]);
+    }
+    float out[16 * 2 * TILE_ROWS];
+    for (int t0 = begin; t0 < end; t0 += k_.panel_tokens) {
+        const int n = std::min(k_.panel_tokens, end - t0);
+        k_.panels(w.panel[0], w.panel[alone ? 0 : 1], a, t0, n, out);
+        for (int t = 0; t < n; t++) {
+            float* row = out + 2 * TILE_ROWS * t;
+            if (swiglu) k_.silu_mul(row, row + TILE_ROWS, TILE_ROWS, row);
+            finish_tile(job, first, t0 + t, row);
+            if (!swiglu && !alone) finish_tile(job, second, t0 + t, row + TILE_ROWS);
+        }
+    }
+}
+
+void Step::rope_and_store(Worker& w, int layer) {
+    const int hd = s_.head_dim, half = s_.rope_dim / 2, n = tokens_ * s_.n_head_kv;
+    const float scale = 1.0f / std::sqrt((float)hd);
+    const float* bias = data_or_null(m_.layers_[(size_t)layer].qkv_bias);
+    const auto rotate = [&](float* head, int t) {
+        const float *cos = &cos_[(size_t)t * half], *sin = &sin_[(size_t)t * half];
+        if (!s_.rope_interleaved) return k_.rotate_half(head, cos, sin, half);
+        for (int i = 0; i < half; i++) {
+            const float a = head[2 * i], b = head[2 * i + 1];
+            head[2 * i] = a * cos[i] - b * sin[i];
+            head[2 * i + 1] = b * cos[i] + a * sin[i];
+        }
+    };
+    const auto add_bias = [&](float* head, int column) {
+        if (bias) for (int d = 0; d < hd; d++) head[d] += bias[column + d];
+    };
+    for (int i, end; claim(w, n, share(n), i, end);)
+        for (; i < end; i++) {
+            const int t = i / s_.n_head_kv, h = i % s_.n_head_kv;
+            float* row = &qkv_[(size_t)t * s_.qkv_rows()];
+            for (int g = h * kv_group_; g < (h + 1) * kv_group_; g++) {
+                add_bias(row + g * hd, g * hd);
+                rotate(row + g * hd, t);
+                for (int d = 0; d < hd; d++) row[g * hd + d] *= scale;
+            }
+            const int k_at = (s_.n_head + h) * hd, v_at = (s_.n_head + s_.n_head_kv + h) * hd;
+            add_bias(row + k_at, k_at);
+            add_bias(row + v_at, v_at);
+            rotate(row + k_at, t);
+            const int p = position_[(size_t)t];
+            uint8_t* page = batch_.pages[(size_t)sequence_[(size_t)t]][(size_t)(p / PAGE_TOKENS)];
+            cache_.store(k_, page, layer, h, p % PAGE_TOKENS, row + k_at, row + v_at);
+        }
+}
+
+// Rows of a sequence and key-value head are its tokens times the query heads that share it. Where that makes fewer
+// tiles than keep the threads busy, a tile's chunks of keys become work items of their own.
+void Step::plan_attention() {
+    int at = 0;
+    for (size_t s = 0; s < batch_.lengths.size(); s++) {
+        const int rows = batch_.lengths[s] * kv_group_;
+        const int chunks = (batch_.n_past[s] + batch_.lengths[s] + CHUNK_KEYS - 1) / CHUNK_KEYS;
+        for (int r = rows - 1 - (rows - 1) % QUERY_ROWS; r >= 0; r -= QUERY_ROWS)  // the longest contexts first
+            for (int h = 0; h < s_.n_head_kv; h++) {
+                const int n = std::min(QUERY_ROWS, rows - r);
+                items_.push_back({(int)s, h, r, n, chunks, at});
+                at += n * chunks;
+            }
+    }
+    if ((int)items_.size() >= 4 * threads_) return;
+    for (size_t i = 0; i < items_.size(); i++)
+        for (int c = 0; c < items_[i].chunks; c++) split_.push_back({(int)i, c});
+    partials_.resize((size_t)at);
+    partial_values_.resize((size_t)at * cache_.padded_dim());
+}
+
+void Step::attention_item(const AttentionItem& item, QueryTile& tile) {
+    int first_token = 0;
+    for (int s = 0; s < item.sequence; s++) first_token += batch_.lengths[(size_t)s];
+    tile.rows = item.rows;
+    for (int r = 0; r < item.rows; r++) {
+        const int t = first_token + (item.first_row + r) / kv_group_;
+        const int head = item.head * kv_group_ + (item.first_row + r) % kv_group_;
+        tile.query[r] = &qkv_[(size_t)t * s_.qkv_rows() + (size_t)head * s_.head_dim];
+        tile.out[r] = &heads_[((size_t)t * s_.n_head + head) * s_.head_dim];
+        tile.last[r] = position_[(size_t)t] + 1;
+        tile.first[r] = s_.sliding_window ? std::max(0, tile.last[r] - s_.sliding_window) : 0;
+    }
+}
+
+void Step::attention(Worker& w, int layer) {
+    if (!split_.empty()) return attention_split(w, layer);
+    QueryTile tile;
+    for (int i, end; claim(w, (int)items_.size(), 1, i, end);) {
+        const AttentionItem& item = items_[(size_t)i];
+        attention_item(item, tile);
+        w.attention->attend(k_, tile, batch_.pages[(size_t)item.sequence].data(), layer, item.head);
+    }
+}
+
+void Step::attention_split(Worker& w, int layer) {
+    const int dims = cache_.padded_dim();
+    QueryTile tile;
+    for (int i, end; claim(w, (int)split_.size(), 1, i, end);) {
+        const AttentionItem& item = items_[(size_t)split_[(size_t)i].first];
+        const int chunk = split_[(size_t)i].second;
+        const size_t at = (size_t)item.partial_at + (size_t)chunk * item.rows;
+        attention_item(item, tile);
+        bool seen = false;
+        for (int r = 0; r < tile.rows; r++)
+            seen |= tile.first[r] < (chunk + 1) * CHUNK_KEYS && tile.last[r] > chunk * CHUNK_KEYS;
+        if (seen)
+            w.attention->chunk(k_, tile, batch_.pages[(size_t)item.sequence].data(), layer, item.head, chunk,
+                               &partials_[at], &partial_values_[at * dims]);
+        else
+            for (int r = 0; r < tile.rows; r++) partials_[at + (size_t)r] = {0, 0};
+    }
+    next_phase(w);
+    std::vector<float>& total = w.local.x;  // at least one head long
+    for (int i, end; claim(w, (int)items_.size(), 1, i, end);) {
+        const AttentionItem& item = items_[(size_t)i];
+        attention_item(item, tile);
+        for (int r = 0; r < tile.rows; r++) {
+            Partial state = {-std::numeric_limits<float>::infinity(), 0};
+            std::memset(total.data(), 0, sizeof(float) * (size_t)dims);
+            for (int c = 0; c < item.chunks; c++) {
+                const size_t at = (size_t)item.partial_at + (size_t)c * item.rows + (size_t)r;
+                merge(k_, state, total.data(), partials_[at], &partial_values_[at * dims], dims);
+            }
+            for (int d = 0; d < s_.head_dim; d++) tile.out[r][d] = total[(size_t)d] / state.sum;
+        }
+    }
+}
+
+void Step::result(Worker& w) {
+    m_.pool_.barrier();
+    if (batch_.want == Want::NOTHING) return;
+    const bool last = batch_.want == Want::LAST;
+    const int rows = m_.result_rows(batch_);
+    if (last) {
+        if (w.index == 0) {
+            int t = -1;
+            for (int s = 0; s < rows; s++) {
+                t += batch_.lengths[(size_t)s];
+                std::memcpy(&last_[(size_t)s * s_.n_embd], &x_[(size_t)t * s_.n_embd], sizeof(float) * (size_t)s_.n_embd);
+            }
+        }
+        m_.pool_.barrier();
+    }
+    const float* x = last ? last_.data() : x_.data();
+    if (batch_.want == Want::HIDDEN) {
+        for (int t, end; claim(w, rows, share(rows), t, end);)
+            for (; t < end; t++)
+                k_.rms_norm(x + (size_t)t * s_.n_embd, m_.output_norm_.data(), s_.rms_norm_eps, s_.n_embd,
+                            out_ + (size_t)t * s_.n_embd);
+        return;
+    }
+    const Matrix& head = m_.output_ ? m_.output_ : m_.token_embd_;
+    const Activations a = activate(w, x, rows, s_.n_embd, m_.output_norm_.data(), quantised({&head}));
+    const Job job = {&head, nullptr, out_, s_.n_vocab, Mode::STORE};
+    matmul(w, &job, 1, a, rows);
+}
+
+void Model::forward(const Cache& cache, const Batch& batch, int n_threads, const std::function<bool()>& stop,
+                    float* out) {
+    if (!finished_) throw std::logic_error("forward before finish");
+    Step(*this, cache, batch, n_threads, out).run(stop);
+}
+
+}  // namespace phial

@@ -1,0 +1,96 @@
+// Inside a forward step: what one thread does, phase by phase, all threads meeting at barriers in between.
+#pragma once
+#include <atomic>
+#include <chrono>
+#include <initializer_list>
+#include <stdexcept>
+
+#include "cpu.h"
+#include "model.h"
+
+namespace phial {
+
+// int8 activations and where they live. A step of one or two tokens computes them on every thread for itself, which is
+// cheaper than a barrier; longer ones share the work and the buffers.
+struct ActivationBuffers {
+    std::vector<float> x, d, sum;
+    std::vector<int8_t> q;
+    std::vector<int32_t> isum16;
+    void reserve(size_t tokens, size_t k);
+    Activations view(const float* values, int k) const { return {values, q.data(), d.data(), sum.data(), isum16.data(), k}; }
+};
+
+enum class Mode { STORE, ADD, SWIGLU };
+
+// out (tokens, ld) = or += a . activations; SWIGLU: (b . x) * silu(a . x).
+struct Job {
+    const Matrix* a;
+    const Matrix* b;
+    float* out;
+    int ld;
+    Mode mode;
+};
+
+struct Worker {
+    int index = 0, phase = 0;
+    ActivationBuffers local;
+    Buffer panel_memory[2];
+    Panel panel[2];
+    std::unique_ptr<Attention> attention;
+    void reserve_panels(size_t k);
+};
+
+class Step {
+  public:
+    Step(Model& model, const Cache& cache, const Batch& batch, int n_threads, float* out);
+    void run(const std::function<bool()>& stop);
+
+  private:
+    struct AttentionItem { int sequence, head, first_row, rows, chunks, partial_at; };
+
+    void work(Worker& w, const std::function<bool()>& stop);
+    void layer(Worker& w, int index);
+    bool stopped(Worker& w, const std::function<bool()>& stop);
+
+    // Claims the next `chunk` of n items of the current phase; false when none is left.
+    bool claim(Worker& w, int n, int chunk, int& begin, int& end);
+    void next_phase(Worker& w, bool barrier = true);
+    int share(int n) const { return n / (threads_ * 8) > 1 ? n / (threads_ * 8) : 1; }
+
+    void embed(Worker& w);
+    Activations activate(Worker& w, const float* x, int tokens, int k, const float* norm, bool quantise);
+    void matmul(Worker& w, const Job* jobs, int n_jobs, const Activations& a, int tokens);
+    void tile_gemv(const Job& job, int tile, const Activations& a, int tokens);
+    void tile_panels(Worker& w, const Job& job, int pair, const Activations& a, int begin, int end);
+    void finish_tile(const Job& job, int tile, int token, const float* tile_out) const;
+    void rope_and_store(Worker& w, int layer);
+    void attention(Worker& w, int layer);
+    void attention_item(const AttentionItem& item, QueryTile& tile);
+    void attention_split(Worker& w, int layer);
+    void result(Worker& w);
+    void plan_attention();
+    bool stable_small(int tokens) const { return tokens <= LOCAL_TOKENS; }
+
+    static constexpr int LOCAL_TOKENS = 2, MIN_TOKEN_BLOCK = 48;
+
+    Model& m_;
+    const Shape& s_;
+    const Kernels& k_;
+    const Cache& cache_;
+    const Batch& batch_;
+    float* out_;
+    int tokens_, threads_, kv_group_;
+    std::vector<int> sequence_, position_;  // of each token
+    std::vector<float> x_, qkv_, heads_, hidden_, cos_, sin_, last_;
+    ActivationBuffers shared_;
+    std::vector<AttentionItem> items_;
+    std::vector<std::pair<int, int>> split_;  // (item, chunk) where few items share many keys
+    std::vector<Partial> partials_;
+    std::vector<float> partial_values_;
+    std::vector<Worker> workers_;
+    std::unique_ptr<std::atomic<int>[]> counters_;
+    std::atomic<bool> stop_{false};
+    std::chrono::steady_clock::time_point asked_;
+};
+
+}  // namespace phial
