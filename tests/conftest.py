@@ -1,6 +1,6 @@
 """What every test may ask for: the data folder beside the repository, a real small model, where either is present.
 
-A test that needs one of them and cannot have it is skipped with the reason, which `pytest -ra` prints. None fails for it.
+A test that cannot have what it needs is skipped with the reason, which `pytest -ra` prints. None fails for it.
 """
 
 from __future__ import annotations
