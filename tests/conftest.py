@@ -1,4 +1,4 @@
-"""What every test may ask for: the data folder beside the repository, a real small model, where either is present.
+"""What every test may ask for: tiny models made on the spot; the data folder and a real model where they are present.
 
 A test that cannot have what it needs is skipped with the reason, which `pytest -ra` prints. None fails for it.
 """
@@ -41,3 +41,12 @@ def smollm2() -> Path:
     if path is None:
         pytest.skip("no SmolLM2 in the store (phial pull smollm2-135m) and PHIAL_TEST_MODEL is not set")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two-layer random models by architecture: phi3, llama, qwen2 (see tests/tiny_models.py)."""
+    from tests.tiny_models import ARCHITECTURES, write_tiny
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return {name: write_tiny(folder / f"{name}.gguf", name) for name in ARCHITECTURES}
