@@ -63,6 +63,7 @@ class GGUFFile:
     def __init__(self, path: Path, mapping: mmap.mmap) -> None:
         self.path = path
         parser = _Parser(path, mapping)
+        self.size = parser.size
         self.version, self.metadata, self.value_types = parser.version, parser.metadata, parser.value_types
         self.alignment, self.tensors = parser.alignment, parser.tensors
         self._mapping: mmap.mmap | None = mapping
