@@ -1,0 +1,138 @@
+"""Chat answers made from text completions, and which prompt format a chat uses (phi3-spec §10.3, §10.4).
+
+Left out: function calls, tools and JSON answers; asking for one is an error that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from phial.engine.llama_types import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatLogprobs,
+    Completion,
+    CompletionChunk,
+    CompletionLogprobs,
+    FinishReason,
+)
+from phial.errors import ArgumentError
+
+_LATER = "tools and structured output come with a later version"
+
+
+def refuse_structured_output(arguments: Mapping[str, Any]) -> None:
+    """Raise ArgumentError where tools, functions or a JSON answer are asked for."""
+    for name in ("functions", "tools"):
+        if arguments[name]:
+            raise ArgumentError(f"{name} are not supported yet", _LATER)
+    for name in ("function_call", "tool_choice"):
+        if arguments[name] not in (None, "none"):
+            raise ArgumentError(f"{name}={arguments[name]!r} is not supported yet", _LATER)
+    wanted = arguments["response_format"]
+    if wanted is not None and wanted != {"type": "text"}:
+        raise ArgumentError(f"response_format={wanted!r} is not supported yet", f'only {{"type": "text"}}: {_LATER}')
+
+
+def number_of_logprobs(logprobs: bool | None, top_logprobs: int | None) -> int | None:
+    """What a completion's `logprobs` must be for a chat's two arguments.
+
+    Raises:
+        ArgumentError: top_logprobs without logprobs, which OpenAI refuses as well.
+    """
+    if not logprobs:
+        if top_logprobs:
+            raise ArgumentError(f"top_logprobs={top_logprobs!r} without logprobs", "pass logprobs=True too")
+        return None
+    return top_logprobs or 0
+
+
+def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the text parts of their contents joined.
+
+    Raises:
+        ArgumentError: no messages, one without a role, or with a content that is no text.
+    """
+    if isinstance(messages, (str, bytes, Mapping)) or not messages:
+        raise ArgumentError(f"messages is {messages!r}"[:200], 'pass a list such as [{"role": "user", "content": "Hi"}]')
+    plain = []
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ArgumentError(f"messages[{i}] is {message!r}"[:200], 'pass {"role": ..., "content": ...}')
+        if message.get("tool_calls") or message.get("function_call"):
+            raise ArgumentError(f"messages[{i}] holds tool calls, which are not supported yet", _LATER)
+        plain.append({**message, "content": _text_of(message.get("content"), i)})
+    return plain
+
+
+def _text_of(content: object, index: int) -> str:
+    if content is None:
+        return ""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    for part in parts:
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise ArgumentError(f"the content of messages[{index}] is no text: {part!r}"[:200], "only text is understood")
+    return "".join(part["text"] for part in parts)
+
+
+def as_chat(completion: Completion) -> ChatCompletion:
+    """A finished completion as a chat answer."""
+    choice = completion["choices"][0]
+    return {
+        "id": "chat" + completion["id"],
+        "object": "chat.completion",
+        "created": completion["created"],
+        "model": completion["model"],
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": choice["text"]},
+                "logprobs": _chat_logprobs(choice["logprobs"]),
+                "finish_reason": choice["finish_reason"],
+            }
+        ],
+        "usage": completion["usage"],
+    }
+
+
+def as_chat_chunks(chunks: Iterator[CompletionChunk]) -> Iterator[ChatCompletionChunk]:
+    """A streamed completion as chat chunks: the role, the pieces of content, then the finish reason."""
+    for i, chunk in enumerate(chunks):
+        if i == 0:
+            yield _chat_chunk(chunk, {"role": "assistant"}, None, None)
+        choice = chunk["choices"][0]
+        reason = choice["finish_reason"]
+        delta: ChatDelta = {"content": choice["text"]} if reason is None else {}
+        yield _chat_chunk(chunk, delta, _chat_logprobs(choice["logprobs"]), reason)
+
+
+def _chat_chunk(
+    chunk: CompletionChunk, delta: ChatDelta, logprobs: ChatLogprobs | None, reason: FinishReason | None
+) -> ChatCompletionChunk:
+    return {
+        "id": "chat" + chunk["id"],
+        "model": chunk["model"],
+        "created": chunk["created"],
+        "object": "chat.completion.chunk",
+        "choices": [{"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}],
+    }
+
+
+def _chat_logprobs(logprobs: CompletionLogprobs | None) -> ChatLogprobs | None:
+    if logprobs is None:
+        return None
+    lists = zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True)
+    return {
+        "content": [
+            {
+                "token": token,
+                "bytes": None,
+                "logprob": value,
+                "top_logprobs": [{"token": t, "logprob": v, "bytes": None} for t, v in (top or {}).items()],
+            }
+            for token, value, top in lists
+        ],
+        "refusal": None,
+    }
