@@ -1,0 +1,135 @@
+"""One answer of the model: from messages or raw text to pieces of text that may be shown, and its numbers.
+
+Shared by `phial run` and `phial chat`. User text always goes through the chat template's own encoding, so that it
+cannot become control tokens; only `--raw` reads control tokens in the text, as its help says.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from phial.engine.sampling import SamplingParams
+from phial.engine.stop_strings import Piece, StopStrings
+from phial.engine.vocabulary import Vocabulary
+from phial.tokenizer.chat import ChatTemplate
+
+if TYPE_CHECKING:
+    from phial.engine.engine import Engine
+
+
+@dataclass
+class Answer:
+    """What came of one prompt; complete when the stream of its pieces has ended.
+
+    Attributes:
+        finish_reason: "stop", "length" (max_tokens or the end of the context) or "interrupted".
+        prefill_seconds: until the first token, the prompt read.
+        decode_seconds: from the first token to the last.
+    """
+
+    seed: int
+    prompt_tokens: int
+    completion_tokens: int = 0
+    text: str = ""
+    finish_reason: str = "interrupted"
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def decode_speed(self) -> float | None:
+        """Tokens per second after the first; None where there was no second."""
+        return (self.completion_tokens - 1) / self.decode_seconds if self.decode_seconds else None
+
+    def timings(self) -> dict[str, float | None]:
+        """Seconds and tokens per second of both phases, for JSON."""
+        prefill_speed = self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else None
+        return {
+            "prefill_seconds": round(self.prefill_seconds, 4),
+            "prefill_tokens_per_second": prefill_speed and round(prefill_speed, 2),
+            "decode_seconds": round(self.decode_seconds, 4),
+            "decode_tokens_per_second": self.decode_speed and round(self.decode_speed, 2),
+        }
+
+
+class Speaker:
+    """A model with one session, that answers prompts one after the other and counts what it said.
+
+    Attributes:
+        answers: every answer so far, the last one first to look at when a stream has ended.
+    """
+
+    def __init__(
+        self, engine: Engine, n_ctx: int, params: SamplingParams, max_tokens: int | None, stop: Sequence[str] = ()
+    ) -> None:
+        self.engine = engine
+        self.session = engine.session(n_ctx)
+        self.answers: list[Answer] = []
+        self._params = params
+        self._max_tokens = max_tokens
+        self._stop = stop
+        self._vocabulary = Vocabulary(engine.tokenizer)
+        self._template: ChatTemplate | None = None
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The model's chat template; PhialError where it has none."""
+        if self._template is None:
+            self._template = ChatTemplate.from_gguf(self.engine.metadata, self.engine.tokenizer)
+        return self._template
+
+    def chat(self, messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+        """Pieces of the answer to a conversation, without the white space some models begin with."""
+        begun = False
+        for piece in self._say(self.template.encode(messages, self.engine.tokenizer)):
+            piece = piece if begun else piece.lstrip()
+            begun = begun or bool(piece)
+            if piece:
+                yield piece
+
+    def continue_text(self, text: str) -> Iterator[str]:
+        """Pieces of what follows a text that is given to the model as it is, control tokens included."""
+        return self._say(self.engine.tokenizer.encode(text, special=True))
+
+    def _say(self, ids: list[int]) -> Iterator[str]:
+        seed = secrets.randbits(32) if self._params.seed is None else self._params.seed
+        answer = Answer(seed, len(ids))
+        self.answers.append(answer)
+        room = self.session.n_ctx - len(ids)
+        most = room if self._max_tokens is None else min(room, self._max_tokens)
+        text = StopStrings(self._stop)
+        started = time.perf_counter()
+        first = 0.0
+        stream = self.session.generate(
+            ids, replace(self._params, seed=seed), max_tokens=self._max_tokens, stop_ids=self.engine.tokenizer.eog_ids
+        )
+        for token in stream:
+            now = time.perf_counter()
+            if not answer.completion_tokens:
+                first, answer.prefill_seconds = now, now - started
+            answer.completion_tokens += 1
+            answer.decode_seconds = now - first
+            yield from _texts(text.push(token, self._vocabulary.detokenize([token])))
+            if text.stopped:
+                break
+        if not text.stopped:
+            yield from _texts(text.finish())
+        full = answer.completion_tokens == most and not text.stopped
+        answer.finish_reason = "length" if full else "stop"
+        answer.text = text.text
+
+    def summary(self) -> str:
+        """One line about all answers: tokens and tokens per second."""
+        tokens = sum(answer.completion_tokens for answer in self.answers)
+        decoded = sum(max(0, answer.completion_tokens - 1) for answer in self.answers)
+        seconds = sum(answer.decode_seconds for answer in self.answers)
+        speed = f", {decoded / seconds:.1f} tokens/s" if seconds else ""
+        return f"{len(self.answers)} answers, {tokens} tokens{speed}"
+
+
+def _texts(pieces: Iterable[Piece]) -> Iterator[str]:
+    """The pieces that have text; control tokens have none."""
+    return (piece.text for piece in pieces if piece.text)

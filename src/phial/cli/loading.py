@@ -1,0 +1,50 @@
+"""From the model a person names to an open engine or tokenizer, fetched on first use, with word on stderr."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from phial.config import ModelConfig
+    from phial.engine.engine import Engine
+    from phial.tokenizer.tokenizer import Tokenizer
+
+_USUAL_CONTEXT = 4096  # enough for a chat; a 128k context would let one runaway answer fill the memory
+
+
+def model_file(model: str) -> Path:
+    """The file of a catalogue name, hf:owner/repo/file.gguf or path; what is not here yet is fetched."""
+    from phial import hub
+
+    return hub.resolve(model, download=True)
+
+
+def engine(model: str, threads: int | None, cache_type: str, kernels: str | None = None) -> Engine:
+    """Opens the model; a terminal sees that it is loading, for as long as that lasts."""
+    path = model_file(model)
+    from phial.engine.engine import Engine
+
+    shown = sys.stderr is not None and sys.stderr.isatty()
+    if shown:
+        print(f"loading {path.name} …", end="", file=sys.stderr, flush=True)
+    try:
+        return Engine.open(path, n_threads=threads, cache_type=cache_type, kernels=kernels)
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def tokenizer(model: str) -> Tokenizer:
+    """The model's tokenizer alone, without its weights."""
+    from phial.gguf.container import read_gguf
+    from phial.tokenizer.tokenizer import Tokenizer
+
+    with read_gguf(model_file(model)) as file:
+        return Tokenizer.from_gguf(file.metadata)
+
+
+def context_size(config: ModelConfig, wanted: int | None) -> int:
+    """The context to open: what was asked for, else the model's own up to 4096. The engine checks the number."""
+    return min(config.n_ctx_train, _USUAL_CONTEXT) if wanted is None else wanted
