@@ -1,0 +1,48 @@
+"""What runs a forward step: the face that the native core and the numpy reference share.
+
+A backend owns the weights and the pages of the key-value cache; it knows neither sessions nor text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phial.engine.cache import PageStore
+
+
+class Want(IntEnum):
+    """What a step returns; the numbers are the native core's."""
+
+    LAST = 0  # logits of each sequence's last position, (sequences, n_vocab)
+    ALL = 1  # logits of all positions, (tokens, n_vocab)
+    HIDDEN = 2  # hidden states of all positions after the final norm, (tokens, n_embd)
+    NOTHING = 3  # only fill the cache; (0, n_vocab)
+
+
+@dataclass(frozen=True)
+class Step:
+    """New tokens of one sequence: positions n_past, n_past + 1, … with keys of one factor set in these pages."""
+
+    tokens: Sequence[int]
+    n_past: int
+    long: bool
+    pages: Sequence[int]
+
+
+class Backend(Protocol):
+    """Weights and pages. `forward` may run several sequences in one step and writes their keys into their pages."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kernel_set(self) -> str: ...
+    @property
+    def store(self) -> PageStore: ...
+    def forward(self, steps: Sequence[Step], want: Want) -> NDArray[np.float32]: ...
+    def close(self) -> None: ...

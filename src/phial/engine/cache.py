@@ -1,0 +1,237 @@
+"""Which pages of the key-value cache belong to whom: reference counts, copy before write, prefix reuse.
+
+A page holds the keys and values of `page_tokens` consecutive positions for all layers; its bytes live in the backend
+(PageStore). Here are only the books: PagePool counts owners, PageTable is one sequence's list of pages, PrefixCache
+keeps full pages of ended sequences for the next one that begins alike. Not safe for use by several threads at once:
+the engine holds its lock around every call.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Protocol
+
+import numpy as np
+
+from phial.errors import ArgumentError
+
+CACHE_TYPES = ("f16", "q8_0")
+
+
+class PageStore(Protocol):
+    """What a backend offers: pages of bytes, addressed by small integers."""
+
+    @property
+    def page_tokens(self) -> int: ...
+    @property
+    def page_bytes(self) -> int: ...
+    def new_page(self) -> int: ...
+    def free_page(self, page: int, /) -> None: ...
+    def copy_page(self, source: int, target: int, /) -> None: ...
+    def read_page(self, page: int, /) -> bytes: ...
+    def write_page(self, page: int, data: bytes, /) -> None: ...
+
+
+class PagePool:
+    """Pages with reference counts: a page is freed when its last owner lets go.
+
+    Attributes:
+        store: where the bytes are.
+        prefixes: pages kept for reuse; they give way when the pool would outgrow what open sessions were promised.
+        promised: pages that open sessions may fill, all together.
+        abandoned: tables, with their tokens, of sessions that were dropped without close(). Python may drop them at
+            any moment, in any thread, so they only queue here until the next call that takes pages.
+    """
+
+    def __init__(self, store: PageStore, prefix_bytes: int) -> None:
+        self.store = store
+        self.page_tokens = store.page_tokens
+        self.promised = 0
+        self.abandoned: deque[tuple[PageTable, list[int]]] = deque()
+        self._owners: dict[int, int] = {}
+        self.prefixes = PrefixCache(self, max(0, prefix_bytes) // store.page_bytes)
+
+    @property
+    def n_pages(self) -> int:
+        """How many pages are allocated."""
+        return len(self._owners)
+
+    def owners(self, page: int) -> int:
+        """How many owners a page has; 0 where it is not allocated."""
+        return self._owners.get(page, 0)
+
+    def take(self) -> int:
+        """Allocate a page for one owner, giving up kept prefixes first where the promised memory is used up."""
+        self.collect()
+        while self.n_pages >= self.promised and self.prefixes.drop_idle():
+            pass
+        page = self.store.new_page()
+        self._owners[page] = 1
+        return page
+
+    def collect(self) -> None:
+        """Close the tables of abandoned sessions."""
+        while self.abandoned:
+            table, tokens = self.abandoned.popleft()
+            table.cut(0, tokens)
+            table.close()
+
+    def close(self) -> None:
+        """Free every page; tables still open must not be used again."""
+        self.abandoned.clear()
+        self.prefixes.clear()
+        for page in self._owners:
+            self.store.free_page(page)
+        self._owners.clear()
+
+    def share(self, page: int) -> int:
+        """Add an owner and return the page."""
+        self._owners[page] += 1
+        return page
+
+    def release(self, page: int) -> None:
+        """Take an owner away; the last one frees the page."""
+        self._owners[page] -= 1
+        if not self._owners[page]:
+            del self._owners[page]
+            self.store.free_page(page)
+
+    def writable(self, page: int) -> int:
+        """Return the page where it has one owner, else a copy of it for this owner (copy on write)."""
+        if self._owners[page] == 1:
+            return page
+        copy = self.take()
+        self.store.copy_page(page, copy)
+        self.release(page)
+        return copy
+
+
+class PageTable:
+    """The pages of one sequence and how many of its positions are filled; a context manager that releases them.
+
+    Attributes:
+        pages: page ids in order of position.
+        n_tokens: positions filled, all with keys of one factor set.
+        long: that factor set.
+    """
+
+    def __init__(self, pool: PagePool, n_ctx: int) -> None:
+        self.pool = pool
+        self.pages: list[int] = []
+        self.n_tokens = 0
+        self.long = False
+        self._promised = -(-n_ctx // pool.page_tokens)
+        pool.collect()
+        pool.promised += self._promised
+
+    def prepare(self, n: int) -> None:
+        """Make room for n more positions: new pages at the end, an own copy of a shared page about to be written."""
+        size = self.pool.page_tokens
+        for index in range(self.n_tokens // size, len(self.pages)):
+            self.pages[index] = self.pool.writable(self.pages[index])
+        while len(self.pages) * size < self.n_tokens + n:
+            self.pages.append(self.pool.take())
+
+    def cut(self, n: int, tokens: Sequence[int]) -> None:
+        """Keep the first n positions; full pages that go are offered for reuse. tokens: ids of the filled positions."""
+        size = self.pool.page_tokens
+        if n // size < self.n_tokens // size:
+            self.pool.prefixes.keep(self, tokens)
+        self.n_tokens = min(n, self.n_tokens)
+        while (len(self.pages) - 1) * size >= self.n_tokens and self.pages:
+            self.pool.release(self.pages.pop())
+
+    def adopt(self, pages: Sequence[int]) -> None:
+        """Share these full pages and hold them instead of the present ones."""
+        shared = [self.pool.share(page) for page in pages]
+        self.cut(0, ())
+        self.pages, self.n_tokens = shared, len(shared) * self.pool.page_tokens
+
+    def restore(self, pages: Sequence[bytes], n_tokens: int, long: bool) -> None:
+        """Fill an empty table with pages of a saved session."""
+        assert not self.pages
+        for data in pages:
+            self.pages.append(self.pool.take())
+            self.pool.store.write_page(self.pages[-1], data)
+        self.n_tokens, self.long = n_tokens, long
+
+    def close(self) -> None:
+        """Release every page and give the promise back."""
+        while self.pages:
+            self.pool.release(self.pages.pop())
+        self.n_tokens = 0
+        self.pool.promised -= self._promised
+        self._promised = 0
+
+    def __enter__(self) -> PageTable:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class PrefixCache:
+    """Full pages of ended sequences, found again by the tokens that led to them; least recently used go first.
+
+    A page's key is the chain hash of all tokens up to its end and the factor set: keys and values depend on nothing
+    else (the model and the cache type are the pool's own). A page that a session holds too costs nothing to keep, but
+    counts against the budget all the same, so that the budget bounds what stays when all sessions close.
+    """
+
+    def __init__(self, pool: PagePool, max_pages: int) -> None:
+        self.max_pages = max_pages
+        self._pool = pool
+        self._pages: OrderedDict[bytes, int] = OrderedDict()  # key → page, least recently used first
+
+    def __len__(self) -> int:
+        return len(self._pages)
+
+    def _keys(self, tokens: Sequence[int], n_pages: int, long: bool) -> list[bytes]:
+        size = self._pool.page_tokens
+        ids = np.asarray(tokens[: n_pages * size], dtype="<i4")
+        keys, key = [], b"long" if long else b"short"
+        for start in range(0, n_pages * size, size):
+            key = blake2b(ids[start : start + size].tobytes(), digest_size=16, key=key).digest()
+            keys.append(key)
+        return keys
+
+    def keep(self, table: PageTable, tokens: Sequence[int]) -> None:
+        """Remember the table's full pages; tokens are the ids of (at least) its filled positions."""
+        n = min(table.n_tokens // self._pool.page_tokens, self.max_pages)
+        keys = self._keys(tokens, n, table.long)
+        for key, page in zip(reversed(keys), reversed(table.pages[:n]), strict=True):  # the first is the last to go
+            if key not in self._pages:
+                self._pages[key] = self._pool.share(page)
+            self._pages.move_to_end(key)
+        while len(self._pages) > self.max_pages:
+            self._pool.release(self._pages.popitem(last=False)[1])
+
+    def find(self, tokens: Sequence[int], long: bool) -> list[int]:
+        """Return the pages kept for the longest known prefix of tokens, still owned by the cache alone."""
+        keys = self._keys(tokens, len(tokens) // self._pool.page_tokens, long)
+        known = next((i for i, key in enumerate(keys) if key not in self._pages), len(keys))
+        for key in reversed(keys[:known]):
+            self._pages.move_to_end(key)
+        return [self._pages[key] for key in keys[:known]]
+
+    def drop_idle(self) -> bool:
+        """Give up the least recently used page that nobody else holds; False where there is none."""
+        for key, page in self._pages.items():
+            if self._pool.owners(page) == 1:
+                del self._pages[key]
+                self._pool.release(page)
+                return True
+        return False
+
+    def clear(self) -> None:
+        """Give up every page."""
+        while self._pages:
+            self._pool.release(self._pages.popitem()[1])
+
+
+def check_cache_type(cache_type: str) -> None:
+    """Raise ArgumentError where the cache type is not one of CACHE_TYPES."""
+    if cache_type not in CACHE_TYPES:
+        raise ArgumentError(f"cache_type is {cache_type!r}", f"use one of: {', '.join(CACHE_TYPES)}")

@@ -1,0 +1,137 @@
+"""The compiled core as a backend: hands the file's tensors over one by one, then runs steps.
+
+The core repacks each tensor into its own memory and lets go of the mapped pages at once, so that loading never needs
+the file and the weights together. Kernel sets are chosen for the whole process, not per engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phial.config import ROPE_TENSORS, ModelConfig
+from phial.engine.backend import Step, Want
+from phial.errors import ArgumentError, FormatError, PhialError
+from phial.gguf.container import GGUFFile
+
+try:
+    from phial import _native
+except ImportError:  # an installation without the compiled core
+    _native = None  # type: ignore[assignment]
+
+Progress = Callable[[int, int], None]  # called after each tensor with (bytes done, bytes to do)
+
+
+def is_available() -> bool:
+    """Whether the compiled core is there."""
+    return _native is not None
+
+
+def choose_kernels(name: str | None) -> None:
+    """Switch the process to a kernel set; None leaves the choice (the fastest, or PHIAL_KERNELS) as it is."""
+    try:
+        _native.use_kernels(name) if name is not None else _native.current_kernels()
+    except ValueError as error:
+        raise ArgumentError(str(error), "see `phial info`; PHIAL_KERNELS and kernels= take these names") from error
+
+
+class NativeBackend:
+    """Packed weights and cache pages in the core's memory."""
+
+    name = "native"
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        config: ModelConfig,
+        *,
+        cache_type: str,
+        n_threads: int,
+        n_threads_batch: int,
+        progress: Progress | None = None,
+    ) -> None:
+        """Load the weights. Raises PhialError where memory does not suffice, FormatError where they are unusable."""
+        self.n_threads, self.n_threads_batch = n_threads, n_threads_batch
+        try:
+            self._model = _make_model(config, max(n_threads, n_threads_batch))
+            _feed(self._model, file, progress)
+            for long in (False, True) if config.rope_long_factors is not None else (False,):
+                self._model.set_rope(long, config.inv_freq(long), config.rope_attn_factor)
+            self._model.finish()
+            self.store = _native.Cache(self._model, cache_type)
+        except MemoryError as error:
+            raise PhialError(f"{file.path}: not enough memory for the weights", "use a smaller model") from error
+        except ValueError as error:
+            raise FormatError(f"{file.path}: {error}", "check the file with `phial inspect`") from error
+
+    @property
+    def kernel_set(self) -> str:
+        """The kernels in use, for example "avx2"."""
+        return _native.current_kernels()
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the packed weights."""
+        return self._model.n_bytes
+
+    def forward(self, steps: Sequence[Step], want: Want) -> NDArray[np.float32]:
+        """Run several sequences in one call; see Want for what comes back."""
+        tokens = np.concatenate([np.asarray(step.tokens, np.int32) for step in steps])
+        pages = np.full((len(steps), max(len(step.pages) for step in steps)), -1, np.int32)
+        for row, step in zip(pages, steps, strict=True):
+            row[: len(step.pages)] = step.pages
+        result = self._model.forward(
+            self.store,
+            tokens,
+            np.array([len(step.tokens) for step in steps], np.int32),
+            np.array([step.n_past for step in steps], np.int32),
+            np.array([step.long for step in steps], np.uint8),
+            pages,
+            int(want),
+            self.n_threads if len(tokens) == len(steps) else self.n_threads_batch,
+        )
+        assert isinstance(result, np.ndarray)
+        return result
+
+    def close(self) -> None:
+        """Free weights and pages."""
+        del self._model, self.store
+
+
+def _make_model(config: ModelConfig, n_threads: int) -> _native.Model:
+    return _native.Model(
+        n_vocab=config.n_vocab,
+        n_embd=config.n_embd,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        n_head_kv=config.n_head_kv,
+        head_dim=config.head_dim,
+        n_ff=config.n_ff,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_dim=config.rope_dim,
+        rope_interleaved=config.rope_interleaved,
+        sliding_window=config.sliding_window or 0,
+        n_threads=n_threads,
+    )
+
+
+def _feed(model: _native.Model, file: GGUFFile, progress: Progress | None) -> None:
+    """Hand every weight over, under the core's name: without "blk.N." and ".weight"."""
+    weights = [info for name, info in file.tensors.items() if name not in ROPE_TENSORS]
+    total, done = sum(info.n_bytes for info in weights), 0
+    for info in weights:
+        name, layer = info.name.removesuffix(".weight"), -1
+        if name.startswith("blk."):
+            _, number, name = name.split(".", 2)
+            layer = int(number)
+        if len(info.shape) == 1:  # the core keeps vectors as float32
+            data = file.dequantized(info.name).view(np.uint8)
+            model.set_tensor(name, layer, 0, 1, info.shape[0], data)
+            file.release(info.name)
+        else:
+            model.set_tensor(name, layer, int(info.type), *info.shape, file.data(info.name))
+        done += info.n_bytes
+        if progress is not None:
+            progress(done, total)
