@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import http.client
 import os
 import ssl
@@ -141,7 +142,7 @@ def patiently(action: Callable[[], T], tries: int = 3, pause: float = 0.5) -> T:
 
 def split_credentials(url: str) -> tuple[str, str | None]:
     """(`url` without `user:password@`, the Basic Authorization value it stood for or None)."""
-    parts = urllib.parse.urlsplit(url)
+    parts = _split(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise SourceError(
             f"{shown(url)!r} is no http(s) address", "only http:// and https:// addresses are downloaded from"
@@ -155,13 +156,16 @@ def split_credentials(url: str) -> tuple[str, str | None]:
 
 def shown(url: str) -> str:
     """`url` as it may be printed: without credentials and without the query, which signs CDN addresses."""
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = _split(url)
+    except SourceError:
+        return "an unreadable address"
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def origin(url: str) -> tuple[str, str, int]:
     """(scheme, host, port): what a credential belongs to."""
-    parts = urllib.parse.urlsplit(url)
+    parts = _split(url)
     try:
         port = parts.port
     except ValueError as error:
@@ -169,10 +173,23 @@ def origin(url: str) -> tuple[str, str, int]:
     return parts.scheme, (parts.hostname or "").lower(), port or (443 if parts.scheme == "https" else 80)
 
 
+def join(base: str, reference: str) -> str:
+    """The address that `reference` means on the page `base`, without its fragment."""
+    _split(reference)
+    return urllib.parse.urldefrag(urllib.parse.urljoin(base, reference))[0]
+
+
+def _split(url: str) -> urllib.parse.SplitResult:
+    try:
+        return urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise SourceError(f"a server or a setting gives {url[:200]!r} for an address: {error}", "check it") from error
+
+
 def _next_hop(url: str, location: str | None) -> str:
     if not location:
         raise SourceError(f"{shown(url)} redirects to nowhere", "the server is misconfigured; use another source")
-    target, _ = split_credentials(urllib.parse.urljoin(url, location))  # credentials of a server's choosing are dropped
+    target, _ = split_credentials(join(url, location))  # credentials of a server's choosing are dropped
     if url.startswith("https:") and not target.startswith("https:"):
         raise SourceError(f"{shown(url)} redirects to unencrypted {shown(target)}", "use another source")
     return target.replace(" ", "%20")
@@ -216,17 +233,19 @@ def _status_error(status: int, address: str) -> SourceError:
 
 def _opener() -> urllib.request.OpenerDirector:
     proxies = urllib.request.getproxies()
+    bundles = tuple(path for name in CA_VARIABLES if (path := os.environ.get(name)))
     if "all" in proxies:
         proxies = {"http": proxies["all"], "https": proxies["all"], **proxies}
     return urllib.request.build_opener(
-        _EveryStatus, urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=_certificates())
+        _EveryStatus, urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=_certificates(bundles))
     )
 
 
-def _certificates() -> ssl.SSLContext:
+@functools.cache  # reading the bundles takes tens of milliseconds, a pull makes several requests
+def _certificates(named: tuple[str, ...]) -> ssl.SSLContext:
     """The system's certificates and the bundles other Python tools are told about; certifi's where there are none."""
     context = ssl.create_default_context()
-    bundles = [path for name in CA_VARIABLES if (path := os.environ.get(name))]
+    bundles = list(named)
     if not bundles and not context.cert_store_stats()["x509_ca"]:
         with contextlib.suppress(ImportError):
             import certifi
