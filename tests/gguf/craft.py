@@ -1,4 +1,4 @@
-"""GGUF files put together byte by byte, so that a test can break any field. Shares no code with the writer under test."""
+"""GGUF files put together byte by byte, so that a test can break any field. Shares no code with the writer."""
 
 from __future__ import annotations
 

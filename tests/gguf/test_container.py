@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.gguf import craft
 
 from phial.errors import FormatError, PhialError
 from phial.gguf.container import TensorInfo, read_gguf
 from phial.gguf.formats import GGMLType
-from tests.gguf import craft
 
 
 @pytest.fixture(params=[2, 3])
