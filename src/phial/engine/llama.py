@@ -27,7 +27,7 @@ from phial.engine.chat_completion import (
     plain_messages,
     refuse_structured_output,
 )
-from phial.engine.chat_formats import choose_template
+from phial.engine.chat_formats import check_format, choose_template
 from phial.engine.completion import CompletionRequest, CompletionRun
 from phial.engine.embedding import Vector, pool
 from phial.engine.llama_arguments import (
@@ -150,7 +150,7 @@ class Llama(LlamaCore):
             raise ArgumentError("spm_infill=True, but this model has no infill tokens", "leave spm_infill out")
         self.chat_format: str | None = arguments["chat_format"]
         self.chat_handler: ChatHandler | None = arguments["chat_handler"]
-        self._template = None if self.chat_handler else choose_template(self)
+        check_format(self.chat_format)
         if self._engine is not None:
             say_gpu_layers(arguments["n_gpu_layers"], self._engine.config.n_layer)
 
@@ -213,13 +213,13 @@ class Llama(LlamaCore):
             self.vocabulary, chosen["prompt"], chosen["suffix"], self._infill, self._arguments["spm_infill"]
         )
         max_tokens = room_for(prompt.ids, self.token_bos(), self._n_ctx, chosen["max_tokens"])
-        if seed is not None:
-            self.set_seed(seed)
         params = sampling_params(
             **sampling,
             penalty_last_n=self.last_n_tokens_size,
             seed=self._next_seed() if seed is None else chosen_seed(seed),
         )
+        if seed is not None:
+            self.set_seed(seed)
         return CompletionRequest(
             prompt=prompt.text,
             prompt_ids=prompt.ids,
@@ -277,13 +277,13 @@ class Llama(LlamaCore):
         del arguments["self"]
         if self.chat_handler is not None:
             return self.chat_handler(llama=self, **arguments)
-        assert self._template is not None
         refuse_structured_output(arguments)
         for name in ("functions", "function_call", "tools", "tool_choice", "response_format", "top_logprobs"):
             del arguments[name]
-        arguments["prompt"] = self._template.encode(plain_messages(arguments.pop("messages")), self.vocabulary.tokenizer)
+        template = choose_template(self.chat_format, self._raw_metadata, self.vocabulary.tokenizer)
+        arguments["prompt"] = template.encode(plain_messages(arguments.pop("messages")), self.vocabulary.tokenizer)
         arguments["logprobs"] = number_of_logprobs(logprobs, top_logprobs)
-        arguments["stop"] = [*stop_strings(stop), *self._template.stop_strings]
+        arguments["stop"] = [*stop_strings(stop), *template.stop_strings]
         answer = self.create_completion(**arguments)
         return as_chat_chunks(answer) if isinstance(answer, Iterator) else as_chat(answer)
 

@@ -70,6 +70,7 @@ def check_constructor(arguments: Mapping[str, Any]) -> None:
             raise ArgumentError(f"{name}={arguments[name]!r} is not supported", hint)
     for name, low in (("n_ctx", 0), ("n_batch", 1), ("n_ubatch", 1), ("last_n_tokens_size", -1), ("n_gpu_layers", -1)):
         _whole(name, arguments[name], low)
+    chosen_seed(arguments["seed"])
     for name in ("n_threads", "n_threads_batch"):
         if arguments[name] is not None:
             _whole(name, arguments[name], 0)
@@ -109,8 +110,15 @@ def cache_type(type_k: int | None, type_v: int | None) -> str:
 
 
 def chosen_seed(seed: int | None) -> int | None:
-    """None where a fresh seed is asked for (None, -1, LLAMA_DEFAULT_SEED), else the seed itself."""
-    return None if seed is None or seed in (-1, RANDOM_SEED) else seed
+    """None where a fresh seed is asked for (None, -1, LLAMA_DEFAULT_SEED), else the seed itself.
+
+    Raises:
+        ArgumentError: it is no whole number, or below -1.
+    """
+    if seed is None:
+        return None
+    _whole("seed", seed, -1)
+    return None if seed in (-1, RANDOM_SEED) else seed
 
 
 def sampling_params(
@@ -136,7 +144,7 @@ def sampling_params(
         raise ArgumentError(f"penalize_nl={penalize_nl!r} is not supported", "newlines count like every other token")
     if grammar is not None:
         raise ArgumentError("grammar is not supported yet", "structured output comes with a later version")
-    if temperature < 0:
+    if isinstance(temperature, (int, float)) and temperature < 0:
         temperature = 1.0
         others |= {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
         mirostat_mode = 0

@@ -24,7 +24,6 @@ from phial.engine.session import Session
 from phial.engine.vocabulary import Vocabulary
 from phial.errors import ArgumentError, PhialError
 from phial.gguf.container import read_gguf
-from phial.tokenizer.tokenizer import Tokenizer
 
 
 class LlamaCore:
@@ -52,6 +51,8 @@ class LlamaCore:
         if arguments["vocab_only"]:
             with read_gguf(path) as file:
                 raw = dict(file.metadata)
+            from phial.tokenizer.tokenizer import Tokenizer  # here: its dependencies are slow to import
+
             tokenizer = Tokenizer.from_gguf(raw)
             trained = 0
         else:
@@ -141,6 +142,7 @@ class LlamaCore:
 
     def set_seed(self, seed: int) -> None:
         """Seed the following calls; -1 draws a fresh seed for each."""
+        chosen_seed(seed)
         self._seed = seed
 
     def set_cache(self, cache: BaseLlamaCache | None) -> None:

@@ -7,10 +7,13 @@ space that SentencePiece puts before a text is dropped only directly after a lea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from phial.engine.llama_types import LlamaTokenizer
 from phial.errors import ArgumentError
-from phial.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from phial.tokenizer.tokenizer import Tokenizer
 
 
 class Vocabulary:
