@@ -39,7 +39,7 @@ class PagePool:
 
     Attributes:
         store: where the bytes are.
-        prefixes: pages kept for reuse; they give way when the pool would outgrow what open sessions were promised.
+        prefixes: pages kept for reuse; they fill what open sessions were promised but do not use, or the budget.
         promised: pages that open sessions may fill, all together.
         abandoned: tables, with their tokens, of sessions that were dropped without close(). Python may drop them at
             any moment, in any thread, so they only queue here until the next call that takes pages.
@@ -63,9 +63,9 @@ class PagePool:
         return self._owners.get(page, 0)
 
     def take(self) -> int:
-        """Allocate a page for one owner, giving up kept prefixes first where the promised memory is used up."""
+        """Allocate a page for one owner. Beyond both promise and budget, kept prefixes are given up first."""
         self.collect()
-        while self.n_pages >= self.promised and self.prefixes.drop_idle():
+        while self.n_pages >= max(self.promised, self.prefixes.max_pages) and self.prefixes.drop_idle():
             pass
         page = self.store.new_page()
         self._owners[page] = 1
