@@ -151,7 +151,7 @@ def check_file_name(name: str, *, what: str) -> str:
     """
     stem = name.split(".")[0].upper()
     device = stem in {"CON", "PRN", "AUX", "NUL"} or re.fullmatch(r"(COM|LPT)[0-9]", stem)
-    plain = re.fullmatch(r'[^\x00-\x1f\x7f/\\:*?"<>|]+', name) and name not in {".", ".."}
+    plain = re.fullmatch(r'[^\x00-\x1f\x7f/\\:*?"<>|]+', name)
     if not plain or device or name[-1] in ". " or len(name.encode("utf-8", "replace")) > 200:
         raise PhialError(
             f"unsafe {what}: {name!r}", "a name is one path component: no slash, `..`, drive or control character"
