@@ -11,9 +11,10 @@ import struct
 from phial.errors import ArgumentError, FormatError
 from phial.tokenizer.vocabulary import TokenType, Vocabulary
 
-# ModelProto.SentencePiece.Type. Special tokens are split off before, and a control piece never matches text.
-_NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE_PIECE = 1, 2, 3, 5, 6
-_PIECE_TYPE = {TokenType.NORMAL: _NORMAL, TokenType.UNUSED: _UNUSED, TokenType.BYTE: _BYTE_PIECE}
+# ModelProto.SentencePiece.Type. All but text and bytes become control pieces, which never match: special tokens are
+# split off before, and an unused one has no text to give back.
+_NORMAL, _UNKNOWN, _CONTROL, _BYTE_PIECE = 1, 2, 3, 6
+_PIECE_TYPE = {TokenType.NORMAL: _NORMAL, TokenType.BYTE: _BYTE_PIECE}
 _BPE = 2  # TrainerSpec.ModelType
 
 

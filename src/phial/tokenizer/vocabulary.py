@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from phial.errors import FormatError
 
 _PREFIX = "tokenizer.ggml."
-# sentencepiece walks unused pieces recursively, one level a character at worst: longer tokens could exhaust the stack.
+# Ten times the longest token of any vocabulary in use: a bound on the tables built from a hostile file.
 MAX_TOKEN_BYTES = 2048
 # Byte-level pre-tokenizers whose models expect BOS although old files do not say so (llama.cpp's loader).
 _BOS_BY_DEFAULT = {"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "midm-2.0", "lfm2", "tekken"}
