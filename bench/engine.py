@@ -23,6 +23,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from phial.errors import PhialError
+from phial.gguf.container import read_gguf
+from phial.hub import resolve
+
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -91,8 +95,6 @@ class Case:
 
 def weight_bytes(path: Path) -> int:
     """Bytes of weights one token reads: all but the embedding (one row of it), unless that is the output too."""
-    from phial.gguf.container import read_gguf
-
     with read_gguf(path) as file:
         tied = "output.weight" not in file.tensors
         return sum(t.n_bytes for t in file.tensors.values() if tied or t.name != "token_embd.weight")
@@ -175,30 +177,19 @@ def markdown(rows: list[Row], engines: list[str], options: argparse.Namespace) -
 
 def show(rows: list[Row], engines: list[str]) -> None:
     """A table for people, on stdout; the engines' particulars on stderr."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "phial", "llama.cpp", "ratio", "of the limit")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table("", "phial", "llama.cpp", "ratio", "of limit", box=box.SIMPLE)
+    for column in table.columns:
+        column.justify, column.no_wrap = "left" if column.header == "" else "right", True
     for row in rows:
         limit = "" if row.limit_fraction is None else f"{row.limit_fraction:.0%}"
         table.add_row(row.name, f"{row.ours:.1f}", f"{row.peer:.1f}", f"{row.ratio:.2f}", limit)
     Console().print(table)
     for engine in engines:
         print(engine, file=sys.stderr)
-
-
-def model_path(name: str) -> Path:
-    """A file, or a model of the store by its name."""
-    if Path(name).is_file():
-        return Path(name)
-    from phial.hub import stored_path
-
-    path = stored_path(name)
-    if path is None:
-        raise SystemExit(f"error: no model {name}\nhint: give a GGUF file, or fetch it: phial pull {name}")
-    return path
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -217,23 +208,41 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    options = parse_arguments()
-    if not (options.peers / "bin" / "python").exists():
-        raise SystemExit(f"error: no llama.cpp environment at {options.peers}\nhint: make peers, or --peers DIRECTORY")
+def warn_if_busy() -> None:
+    """Say so when something else is running: the figures are then worth little, the peer's above all."""
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(f"warning: other work is running here (load {load:.1f}); the figures will not hold", file=sys.stderr)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Compare on every model and print; raises PhialError for a model that is not there."""
     rows: list[Row] = []
     engines: list[str] = []
-    for path in [model_path(name) for name in options.models]:
+    for path in [resolve(name) for name in options.models]:
         with ExitStack() as processes:
             comparison = Comparison(path, options, processes)
             engines = comparison.engines
             for row in comparison.rows():
                 rows.append(row)
-                print(json.dumps(asdict(row)), flush=True) if options.json else print(row, file=sys.stderr)
+                print(json.dumps(asdict(row)), flush=True, file=sys.stdout if options.json else sys.stderr)
     if not options.json:
         show(rows, engines)
     if options.table:
+        options.table.parent.mkdir(parents=True, exist_ok=True)
         options.table.write_text(markdown(rows, engines, options), "utf-8")
+
+
+def main() -> None:
+    options = parse_arguments()
+    warn_if_busy()
+    try:
+        if not (options.peers / "bin" / "python").exists():
+            raise PhialError(f"no llama.cpp environment at {options.peers}", "make peers, or --peers DIRECTORY")
+        run(options)
+    except PhialError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":
