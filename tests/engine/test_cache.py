@@ -9,10 +9,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from tests.engine.toy_backend import PAGE_TOKENS, ToyStore
 
 from phial.engine.cache import PagePool, PageTable, check_cache_type
 from phial.errors import ArgumentError
-from tests.engine.toy_backend import PAGE_TOKENS, ToyStore
 
 
 def make_pool(prefix_pages: int = 8) -> PagePool:

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.engine.toy_backend import N_EMBD, N_VOCAB, ORIGINAL_CONTEXT, logits_of, toy_engine
 
 from phial.engine import session as session_module
 from phial.engine.sampling import SamplingParams
 from phial.engine.session import Session
 from phial.errors import ArgumentError, ContextLimitError, FormatError, PhialError
-from tests.engine.toy_backend import N_EMBD, N_VOCAB, ORIGINAL_CONTEXT, logits_of, toy_engine
 
 GREEDY = SamplingParams(temperature=0)
 

@@ -128,7 +128,16 @@ class Sampler:
         self._mu = 2.0 * params.mirostat_tau  # mirostat: tokens more surprising than this are cut, in bits
 
     def sample(self, logits: NDArray[np.float32], context: Sequence[int]) -> int:
-        """Return the next token id.
+        """Draw the next token id; arguments and errors as of distribution()."""
+        ids, probabilities = self.distribution(logits, context)
+        index = self._draw(probabilities) if len(ids) > 1 else 0
+        if self.params.mirostat_mode == 2 and self.params.temperature > 0:
+            observed = -math.log2(probabilities[index])
+            self._mu -= self.params.mirostat_eta * (observed - self.params.mirostat_tau)
+        return int(ids[index])
+
+    def distribution(self, logits: NDArray[np.float32], context: Sequence[int]) -> tuple[Ids, Floats]:
+        """Return the ids that the next draw chooses among, in rising order, and their probabilities.
 
         Args:
             logits: (n_vocab,), left unchanged. -inf marks a forbidden token.
@@ -139,23 +148,22 @@ class Sampler:
         """
         if logits.shape != (self.n_vocab,):
             raise ArgumentError(f"logits have the shape {logits.shape}", f"expected ({self.n_vocab},)")
+        params = self.params
         adjusted = self._adjust(logits, context)
         # One pass: max is NaN where any logit is, +inf where any is, -inf where all are.
-        largest = float(adjusted.max())
-        if not math.isfinite(largest):
+        if not math.isfinite(adjusted.max()):
             raise _bad_logits(adjusted)
-        params = self.params
         if params.temperature <= 0:
-            return int(adjusted.argmax())
+            return np.array([int(adjusted.argmax())]), np.ones(1)
         if params.mirostat_mode == 2:
             return self._mirostat(adjusted)
-        ids = _top_k(adjusted, largest, params.top_k)
+        ids = _top_k(adjusted, params.top_k)
         values = adjusted[ids].astype(np.float64)
-        for chosen in (_typical, _top_p, _min_p):
-            kept = chosen(values, params)
+        for choose in (_typical, _top_p, _min_p):
+            kept = choose(values, params)
             if kept is not None:
                 ids, values = ids[kept], values[kept]
-        return int(ids[self._draw(np.exp(-_surprise(_heated(values, params.temperature))))])
+        return ids, np.exp(-_surprise(_heated(values, params.temperature)))
 
     def _adjust(self, logits: NDArray[np.float32], context: Sequence[int]) -> NDArray[np.float32]:
         """Apply logit bias and penalties to a copy; the logits themselves where there is nothing to apply."""
@@ -189,17 +197,14 @@ class Sampler:
         index = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
         return min(index, int(np.flatnonzero(probabilities)[-1]))  # rounding must not pick past the end or a zero
 
-    def _mirostat(self, logits: NDArray[np.float32]) -> int:
+    def _mirostat(self, logits: NDArray[np.float32]) -> tuple[Ids, Floats]:
+        """Cut the tokens more surprising than mu bits; always keep one."""
         surprise = _surprise(_heated(logits.astype(np.float64), self.params.temperature)) / math.log(2)
         ids = np.flatnonzero(surprise <= self._mu)
         if not len(ids):
             ids = np.array([int(surprise.argmin())])
         probabilities = np.exp2(-surprise[ids])
-        probabilities /= probabilities.sum()
-        index = self._draw(probabilities)
-        observed = -math.log2(probabilities[index])
-        self._mu -= self.params.mirostat_eta * (observed - self.params.mirostat_tau)
-        return int(ids[index])
+        return ids, probabilities / probabilities.sum()
 
 
 def _bad_logits(logits: NDArray[np.float32]) -> PhialError:
@@ -223,7 +228,7 @@ def _surprise(values: Floats) -> Floats:
     return below + math.log(float(np.exp(-below).sum()))
 
 
-def _top_k(logits: NDArray[np.float32], largest: float, k: int) -> Ids:
+def _top_k(logits: NDArray[np.float32], k: int) -> Ids:
     """Return the ids of the k largest finite logits, in the order of the ids; of equal ones the lower ids."""
     n = len(logits)
     if k <= 0 or k >= n:
