@@ -7,6 +7,7 @@ The emulator is Debian's qemu-user; without it the second test is skipped.
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -21,10 +22,8 @@ LINKABLE = set("TWVuDBR")  # nm's letters for symbols other object files can see
 PROGRAM = """
 import sys
 from phial import _native, Engine
-assert set(_native.kernel_sets()) <= {allowed}, _native.kernel_sets()
 with Engine.open(sys.argv[1], n_threads=1) as engine:
-    session = engine.session(64)
-    print(int(session.eval([1, 300, 301]).argmax()))
+    print(",".join(_native.kernel_sets()), int(engine.session(64).eval([1, 300, 301]).argmax()))
 """
 
 
@@ -50,13 +49,20 @@ def test_a_kernel_file_exports_nothing_but_its_table(repository: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("processor", "allowed"), [("Nehalem", {"scalar"}), ("Haswell", {"scalar", "avx2"})], ids=["x86-64-v2", "AVX2"]
+    ("processor", "kernel_sets"), [("Nehalem", "scalar"), ("Haswell", "scalar,avx2")], ids=["x86-64-v2", "AVX2"]
 )
-def test_an_old_processor_runs_a_model(tiny: dict[str, Path], processor: str, allowed: set[str]) -> None:
+def test_an_old_processor_runs_a_model_to_the_same_token(
+    tiny: dict[str, Path], processor: str, kernel_sets: str
+) -> None:
     emulator = shutil.which("qemu-x86_64")
     if platform.machine() != "x86_64" or not emulator:
         pytest.skip("needs an x86-64 machine with qemu-x86_64 (Debian: qemu-user)")
-    command = [emulator, "-cpu", processor, sys.executable, "-c", PROGRAM.format(allowed=allowed), str(tiny["phi3"])]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip().isdigit()
+    program = [sys.executable, "-c", PROGRAM, str(tiny["phi3"])]
+    # numpy's BLAS misjudges an emulated processor; it is told what it is on.
+    environment = {**os.environ, "OPENBLAS_CORETYPE": "Nehalem"}
+    old = subprocess.run([emulator, "-cpu", processor, *program], capture_output=True, text=True, env=environment)
+    assert old.returncode == 0, old.stderr
+    sets, token = old.stdout.split()
+    assert sets == kernel_sets
+    here = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert token == here.stdout.split()[1]
