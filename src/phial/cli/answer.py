@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from phial.engine.sampling import SamplingParams
 from phial.engine.stop_strings import Piece, StopStrings
 from phial.engine.vocabulary import Vocabulary
-from phial.tokenizer.chat import ChatTemplate
 
 if TYPE_CHECKING:
     from phial.engine.engine import Engine
+    from phial.tokenizer.chat import ChatTemplate
 
 
 @dataclass
@@ -77,6 +77,8 @@ class Speaker:
     @property
     def template(self) -> ChatTemplate:
         """The model's chat template; PhialError where it has none."""
+        from phial.tokenizer.chat import ChatTemplate
+
         if self._template is None:
             self._template = ChatTemplate.from_gguf(self.engine.metadata, self.engine.tokenizer)
         return self._template

@@ -18,6 +18,7 @@ app = typer.Typer(
     name="phial",
     help="Small language models on the machine in front of you.",
     epilog='Example: phial run "How to explain Internet to a medieval knight?"',
+    rich_markup_mode=None,  # plain help: rich would cost a third of its time
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )

@@ -46,7 +46,7 @@ def bench(
         for d in depths:
             bytes_read = _bytes_per_token(engine, d + decode / 2, cache_type)
             rows.append(_decode_row(session, tokens[: d + decode], d, repeat, bytes_read, bandwidth))
-        setting = {"model": model, "kernels": engine.kernel_set, "bandwidth": bandwidth}
+        setting = {"unit": "tokens/s", "model": model, "kernels": engine.kernel_set, "bytes_per_second": bandwidth}
     if as_json:
         console.write_json([{**row, **setting} for row in rows])
     else:
@@ -77,7 +77,7 @@ def _seconds(repeat: int, prepare: Callable[[], None], action: Callable[[], None
 
 def _prefill_row(session: Session, tokens: list[int], repeat: int) -> dict[str, Any]:
     seconds = _seconds(repeat, lambda: session.truncate(0), lambda: _read(session, tokens))
-    return {"name": f"prefill {len(tokens)}", "tokens_per_second": round(len(tokens) / seconds, 2)}
+    return _row(f"prefill {len(tokens)}", len(tokens) / seconds, None)
 
 
 def _decode_row(
@@ -96,10 +96,14 @@ def _decode_row(
             session.eval([token])
 
     speed = len(after) / _seconds(repeat, prepare, decode)
-    row: dict[str, Any] = {"name": f"decode {len(after)} at {depth}", "tokens_per_second": round(speed, 2)}
-    if bandwidth is not None:
-        row["limit_fraction"] = round(speed * bytes_read / bandwidth, 3)
-    return row
+    fraction = None if bandwidth is None else speed * bytes_read / bandwidth
+    return _row(f"decode {len(after)} at {depth}", speed, fraction)
+
+
+def _row(name: str, speed: float, limit_fraction: float | None) -> dict[str, Any]:
+    """The row that every benchmark of phial prints; without a peer to compare with, those columns are empty."""
+    fraction = None if limit_fraction is None else round(limit_fraction, 4)
+    return {"name": name, "ours": round(speed, 2), "peer": None, "ratio": None, "limit_fraction": fraction}
 
 
 def _read(session: Session, tokens: list[int]) -> None:
@@ -128,9 +132,9 @@ def _bytes_per_token(engine: Engine, depth: float, cache_type: str) -> float:
 
 def _print(rows: list[dict[str, Any]], setting: dict[str, Any]) -> None:
     columns = ["TEST", "TOKENS/S", "OF MEMORY SPEED"]
-    cells = [[row["name"], f"{row['tokens_per_second']:.1f}", _percent(row.get("limit_fraction"))] for row in rows]
+    cells = [[row["name"], f"{row['ours']:.1f}", _percent(row["limit_fraction"])] for row in rows]
     console.write_table(columns, cells, right=columns[1:])
-    speed = setting["bandwidth"]
+    speed = setting["bytes_per_second"]
     measured = "not measured" if speed is None else f"{speed / 1e9:.1f} GB/s"
     console.note(f"{setting['model']}, {setting['kernels']} kernels, memory {measured}")
 

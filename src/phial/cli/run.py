@@ -78,8 +78,8 @@ def _messages(system: str | None, text: str) -> list[dict[str, str]]:
 
 
 def _stream(pieces: Iterator[str]) -> None:
-    """Writes the answer as it grows and ends its last line, also when Ctrl-C ends it."""
-    last = ""
+    """Writes the answer as it grows and ends its last line, also when Ctrl-C ends it; no answer, no line."""
+    last = "\n"
     try:
         for last in pieces:
             console.write(last)

@@ -27,7 +27,7 @@ def tokenize(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show the tokens of a text, one per line: its id and its characters."""
+    """Show the tokens of a text, one per line: id and characters."""
     if ids + count + as_json > 1:
         raise ArgumentError("--ids, --count and --json exclude each other", "choose one")
     given = stdin.text_or_stdin(text, "text")
