@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from phial.cli import console
 from phial.engine.sampling import SamplingParams
 from phial.engine.stop_strings import Piece, StopStrings
 from phial.engine.vocabulary import Vocabulary
+from phial.errors import FormatError, PhialError
 
 if TYPE_CHECKING:
     from phial.engine.engine import Engine
@@ -59,11 +62,18 @@ class Speaker:
     """A model with one session, that answers prompts one after the other and counts what it said.
 
     Attributes:
-        answers: every answer so far, the last one first to look at when a stream has ended.
+        answers: every answer so far; the last one is complete when its stream has ended.
     """
 
     def __init__(
-        self, engine: Engine, n_ctx: int, params: SamplingParams, max_tokens: int | None, stop: Sequence[str] = ()
+        self,
+        engine: Engine,
+        n_ctx: int,
+        params: SamplingParams,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        template: str | None = None,
     ) -> None:
         self.engine = engine
         self.session = engine.session(n_ctx)
@@ -72,21 +82,29 @@ class Speaker:
         self._max_tokens = max_tokens
         self._stop = stop
         self._vocabulary = Vocabulary(engine.tokenizer)
-        self._template: ChatTemplate | None = None
+        self._template_name = template
+        self._warned = False
 
-    @property
+    @cached_property
     def template(self) -> ChatTemplate:
-        """The model's chat template; PhialError where it has none."""
+        """The built-in chat template of the name given, else the model's own; PhialError where it has none."""
         from phial.tokenizer.chat import ChatTemplate
 
-        if self._template is None:
-            self._template = ChatTemplate.from_gguf(self.engine.metadata, self.engine.tokenizer)
-        return self._template
+        if self._template_name is not None:
+            return ChatTemplate.builtin(self._template_name)
+        try:
+            return ChatTemplate.from_gguf(self.engine.metadata, self.engine.tokenizer)
+        except FormatError:
+            raise
+        except PhialError as error:
+            raise PhialError(error.message, f"--template: {error.hint}; or --raw for plain text") from None
 
     def chat(self, messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         """Pieces of the answer to a conversation, without the white space some models begin with."""
+        tokenizer, template = self.engine.tokenizer, self.template
+        ids = template.encode(self._with_a_place(messages), tokenizer)
         begun = False
-        for piece in self._say(self.template.encode(messages, self.engine.tokenizer)):
+        for piece in self._say(ids, template.stop_ids(tokenizer), template.stop_strings(tokenizer)):
             piece = piece if begun else piece.lstrip()
             begun = begun or bool(piece)
             if piece:
@@ -94,19 +112,28 @@ class Speaker:
 
     def continue_text(self, text: str) -> Iterator[str]:
         """Pieces of what follows a text that is given to the model as it is, control tokens included."""
-        return self._say(self.engine.tokenizer.encode(text, special=True))
+        return self._say(self.engine.tokenizer.encode(text, special=True), self.engine.tokenizer.eog_ids)
 
-    def _say(self, ids: list[int]) -> Iterator[str]:
+    def _with_a_place(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """The messages; without the system message, and that said once, where the template would drop it silently."""
+        if messages[0]["role"] != "system" or not self.template.drops_system:
+            return messages
+        if not self._warned:
+            self._warned = True
+            console.note("warning: the chat template has no place for a system message; the model does not see it")
+        return messages[1:]
+
+    def _say(self, ids: list[int], stop_ids: Collection[int], stop: Sequence[str] = ()) -> Iterator[str]:
         seed = secrets.randbits(32) if self._params.seed is None else self._params.seed
         answer = Answer(seed, len(ids))
         self.answers.append(answer)
         room = self.session.n_ctx - len(ids)
         most = room if self._max_tokens is None else min(room, self._max_tokens)
-        text = StopStrings(self._stop)
+        text = StopStrings([*self._stop, *stop])
         started = time.perf_counter()
         first = 0.0
         stream = self.session.generate(
-            ids, replace(self._params, seed=seed), max_tokens=self._max_tokens, stop_ids=self.engine.tokenizer.eog_ids
+            ids, replace(self._params, seed=seed), max_tokens=self._max_tokens, stop_ids=stop_ids
         )
         for token in stream:
             now = time.perf_counter()
@@ -129,7 +156,8 @@ class Speaker:
         decoded = sum(max(0, answer.completion_tokens - 1) for answer in self.answers)
         seconds = sum(answer.decode_seconds for answer in self.answers)
         speed = f", {decoded / seconds:.1f} tokens/s" if seconds else ""
-        return f"{len(self.answers)} answers, {tokens} tokens{speed}"
+        count = "1 answer" if len(self.answers) == 1 else f"{len(self.answers)} answers"
+        return f"{count}, {tokens} tokens{speed}"
 
 
 def _texts(pieces: Iterable[Piece]) -> Iterator[str]:

@@ -32,6 +32,7 @@ Enter sends, Esc Enter starts a new line, Ctrl-C stops an answer; begin with a s
 def chat(
     model: options.Model = options.DEFAULT_MODEL,
     system: options.System = None,
+    template: options.Template = None,
     max_tokens: options.MaxTokens = None,
     ctx: options.Context = None,
     threads: options.Threads = None,
@@ -48,7 +49,8 @@ def chat(
     conversation = Conversation(None if system is None else stdin.valid(system, "system message"))
     read = editor.reader(hub.home() / "chat_history")
     with loading.engine(model, threads, cache_type) as engine:
-        speaker = Speaker(engine, loading.context_size(engine.config, ctx), params, max_tokens)
+        n_ctx = loading.context_size(engine.config, ctx)
+        speaker = Speaker(engine, n_ctx, params, max_tokens=max_tokens, template=template)
         if sys.stdin.isatty():
             console.note(f"{engine.config.name or model}: /help for commands, Ctrl-D leaves")
         try:
@@ -79,16 +81,18 @@ def _converse(read: Callable[[], str], conversation: Conversation, speaker: Spea
 def _answer(text: str, conversation: Conversation, speaker: Speaker) -> None:
     """One turn. An answer that fails or is stopped before its first word leaves the conversation as it was."""
     question = {"role": "user", "content": stdin.valid(text, "message")}
-    said = ""
+    said, stopped = "", False
     try:
         for piece in speaker.chat([*conversation.messages, question]):
             console.write(piece)
             said += piece
     except KeyboardInterrupt:
-        console.note("(stopped)" if said else "(stopped; the message is forgotten)")
+        stopped = True
     if said:
         console.write("" if said.endswith("\n") else "\n")
         conversation.turns += [question, {"role": "assistant", "content": said}]
+    if stopped:
+        console.note("(stopped)" if said else "(stopped; the message is forgotten)")
 
 
 def _command(line: str, conversation: Conversation) -> str:

@@ -40,6 +40,12 @@ MaxTokens = Annotated[
     ),
 ]
 System = Annotated[str | None, typer.Option("--system", "-s", metavar="TEXT", help="System message.")]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        "--template", metavar="NAME", help="Built-in chat template, as phi3-v2.", show_default="the model's own"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="JSON on stdout, for programs.")]
 
 # name, type, default (those of SamplingParams, which a test compares), help

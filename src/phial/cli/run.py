@@ -23,6 +23,7 @@ def run(
     ] = None,
     model: options.Model = options.DEFAULT_MODEL,
     system: options.System = None,
+    template: options.Template = None,
     max_tokens: options.MaxTokens = None,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the answer before TEXT; repeatable.")
@@ -44,14 +45,15 @@ def run(
     from phial.cli.answer import Speaker
     from phial.engine.sampling import SamplingParams
 
-    if raw and system is not None:
-        raise ArgumentError("--system needs the chat template that --raw leaves out", "leave out one of the two")
+    if raw and (system is not None or template is not None):
+        raise ArgumentError("--raw uses no chat template and no system message", "leave out one of them")
     params = SamplingParams(**sampling)
     text = _question(prompt)
     system = None if system is None else stdin.valid(system, "system message")
     started = time.perf_counter()
     with loading.engine(model, threads, cache_type) as engine:
-        speaker = Speaker(engine, loading.context_size(engine.config, ctx), params, max_tokens, stop or ())
+        n_ctx = loading.context_size(engine.config, ctx)
+        speaker = Speaker(engine, n_ctx, params, max_tokens=max_tokens, stop=stop or (), template=template)
         loaded = time.perf_counter() - started
         pieces = speaker.continue_text(text) if raw else speaker.chat(_messages(system, text))
         if as_json:
