@@ -23,14 +23,12 @@ int last_key(const QueryTile& tile) {
 
 }  // namespace
 
-Attention::Attention(const Cache& cache, int head_dim)
-    : cache_(cache), head_dim_(head_dim), padded_(cache.padded_dim()),
-      queries_((size_t)QUERY_ROWS * padded_), d_((size_t)QUERY_ROWS * padded_ / 32), sum_(d_.size()),
-      scores_((size_t)QUERY_ROWS * CHUNK_KEYS), acc_((size_t)QUERY_ROWS * padded_), total_(acc_.size()),
+Attention::Attention(int head_dim)
+    : head_dim_(head_dim), padded_(padded_head_dim(head_dim)), queries_((size_t)QUERY_ROWS * padded_),
+      d_((size_t)QUERY_ROWS * padded_ / 32), sum_(d_.size()), scores_((size_t)QUERY_ROWS * CHUNK_KEYS), acc_((size_t)QUERY_ROWS * padded_), total_(acc_.size()),
       q_((size_t)QUERY_ROWS * padded_), isum_((size_t)QUERY_ROWS * padded_ / 16) {}
 
-void Attention::load_queries(const Kernels& k, const QueryTile& tile) {
-    const bool q8 = cache_.type() == CacheType::Q8_0;
+void Attention::load_queries(const Kernels& k, const QueryTile& tile, bool q8) {
     const int stride = q8 ? padded_ : head_dim_;
     for (int r = 0; r < tile.rows; r++) {
         float* row = queries_.data() + (size_t)r * stride;
@@ -44,12 +42,13 @@ void Attention::load_queries(const Kernels& k, const QueryTile& tile) {
 }
 
 // Scores of one page's keys into scores_[row][at ..], masked by what each row sees. `key` is the page's first position.
-void Attention::scores(const Kernels& k, const QueryTile& tile, uint8_t* page, int layer, int head, int key, int at) {
-    const bool q8 = cache_.type() == CacheType::Q8_0;
+void Attention::scores(const Kernels& k, const Cache& cache, const QueryTile& tile, uint8_t* page, int layer, int head,
+                       int key, int at) {
+    const bool q8 = cache.type() == CacheType::Q8_0;
     const Activations a = {queries_.data(), q_.data(), d_.data(), sum_.data(), isum_.data(), q8 ? padded_ : head_dim_};
     float tile_out[GEMV_TOKENS * TILE_ROWS];
     for (int g = 0; g < PAGE_TOKENS / KEY_GROUP; g++) {
-        const uint8_t* keys = cache_.keys(page, layer, head, g);
+        const uint8_t* keys = cache.keys(page, layer, head, g);
         for (int r0 = 0; r0 < tile.rows; r0 += GEMV_TOKENS) {
             const int n = tile.rows - r0 < GEMV_TOKENS ? tile.rows - r0 : GEMV_TOKENS;
             k.gemv(q8 ? Type::Q8_0 : Type::F16, keys, a, r0, n, tile_out);
@@ -65,13 +64,14 @@ void Attention::scores(const Kernels& k, const QueryTile& tile, uint8_t* page, i
     }
 }
 
-void Attention::chunk(const Kernels& k, const QueryTile& tile, uint8_t* const* pages, int layer, int head, int chunk,
-                      Partial* partial, float* acc) {
-    load_queries(k, tile);
+void Attention::chunk(const Kernels& k, const Cache& cache, const QueryTile& tile, uint8_t* const* pages, int layer,
+                      int head, int chunk, Partial* partial, float* acc) {
+    const bool q8 = cache.type() == CacheType::Q8_0;
+    load_queries(k, tile, q8);
     const int begin = chunk * CHUNK_KEYS, last = last_key(tile);
     const int left = (last - begin + PAGE_TOKENS - 1) / PAGE_TOKENS, n_pages = left < CHUNK_PAGES ? left : CHUNK_PAGES;
     for (int p = 0; p < n_pages; p++)
-        scores(k, tile, pages[begin / PAGE_TOKENS + p], layer, head, begin + p * PAGE_TOKENS, p * PAGE_TOKENS);
+        scores(k, cache, tile, pages[begin / PAGE_TOKENS + p], layer, head, begin + p * PAGE_TOKENS, p * PAGE_TOKENS);
     for (int r = 0; r < tile.rows; r++) {
         float* s = &scores_[(size_t)r * CHUNK_KEYS];
         partial[r].sum = k.softmax(s, n_pages * PAGE_TOKENS, &partial[r].max);
@@ -79,10 +79,10 @@ void Attention::chunk(const Kernels& k, const QueryTile& tile, uint8_t* const* p
     }
     std::memset(acc, 0, sizeof(float) * (size_t)tile.rows * padded_);
     for (int p = 0; p < n_pages; p++) {
-        uint8_t* v = cache_.values(pages[begin / PAGE_TOKENS + p], layer, head);
+        uint8_t* v = cache.values(pages[begin / PAGE_TOKENS + p], layer, head);
         const float* weights = scores_.data() + p * PAGE_TOKENS;
-        if (cache_.type() == CacheType::Q8_0)
-            k.values_q8(weights, CHUNK_KEYS, tile.rows, (int8_t*)v, cache_.value_scales(v), PAGE_TOKENS, padded_, acc);
+        if (q8)
+            k.values_q8(weights, CHUNK_KEYS, tile.rows, (int8_t*)v, cache.value_scales(v), PAGE_TOKENS, padded_, acc);
         else
             k.values_f16(weights, CHUNK_KEYS, tile.rows, (uint16_t*)v, PAGE_TOKENS, padded_, acc);
     }
@@ -96,13 +96,14 @@ void merge(const Kernels& k, Partial& state, float* values, const Partial& parti
     state = {max, state.sum * old + partial.sum * fresh};
 }
 
-void Attention::attend(const Kernels& k, const QueryTile& tile, uint8_t* const* pages, int layer, int head) {
+void Attention::attend(const Kernels& k, const Cache& cache, const QueryTile& tile, uint8_t* const* pages, int layer,
+                       int head) {
     Partial state[QUERY_ROWS], partial[QUERY_ROWS];
     for (int r = 0; r < tile.rows; r++) state[r] = {MINUS_INFINITY, 0};
     std::memset(total_.data(), 0, sizeof(float) * total_.size());
     const int chunks = (last_key(tile) + CHUNK_KEYS - 1) / CHUNK_KEYS;
     for (int c = first_chunk(tile); c < chunks; c++) {
-        chunk(k, tile, pages, layer, head, c, partial, acc_.data());
+        chunk(k, cache, tile, pages, layer, head, c, partial, acc_.data());
         for (int r = 0; r < tile.rows; r++)
             merge(k, state[r], &total_[(size_t)r * padded_], partial[r], &acc_[(size_t)r * padded_], padded_);
     }

@@ -25,19 +25,20 @@ struct Partial { float max, sum; };
 
 class Attention {
   public:
-    explicit Attention(const Cache& cache, int head_dim);
+    explicit Attention(int head_dim);
 
     // The whole tile, chunk after chunk, into tile.out.
-    void attend(const Kernels& k, const QueryTile& tile, uint8_t* const* pages, int layer, int head);
+    void attend(const Kernels& k, const Cache& cache, const QueryTile& tile, uint8_t* const* pages, int layer,
+                int head);
     // One chunk of it: partial and acc have one entry (padded_dim floats) a row.
-    void chunk(const Kernels& k, const QueryTile& tile, uint8_t* const* pages, int layer, int head, int chunk,
-               Partial* partial, float* acc);
+    void chunk(const Kernels& k, const Cache& cache, const QueryTile& tile, uint8_t* const* pages, int layer, int head,
+               int chunk, Partial* partial, float* acc);
 
   private:
-    void load_queries(const Kernels& k, const QueryTile& tile);
-    void scores(const Kernels& k, const QueryTile& tile, uint8_t* page, int layer, int head, int key, int at);
+    void load_queries(const Kernels& k, const QueryTile& tile, bool q8);
+    void scores(const Kernels& k, const Cache& cache, const QueryTile& tile, uint8_t* page, int layer, int head, int key,
+                int at);
 
-    const Cache& cache_;
     int head_dim_, padded_;
     std::vector<float> queries_, d_, sum_, scores_, acc_, total_;
     std::vector<int8_t> q_;

@@ -11,7 +11,9 @@
 
 namespace phial {
 
-constexpr int PAGE_TOKENS = 64, KEY_GROUP = TILE_ROWS;
+constexpr int PAGE_TOKENS = 64, KEY_GROUP = TILE_ROWS, MAX_HEAD_DIM = 512;
+
+inline int padded_head_dim(int head_dim) { return (head_dim + 31) / 32 * 32; }
 
 enum class CacheType { F16, Q8_0 };
 
@@ -54,7 +56,5 @@ class Cache {
     std::vector<int> free_;
     std::vector<bool> used_;
 };
-
-constexpr int MAX_HEAD_DIM = 512;
 
 }  // namespace phial

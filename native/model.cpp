@@ -1,5 +1,5 @@
 // Loading: which tensors a model has, their shapes, and how they are packed. The step itself is in step.cpp.
-#include "model.h"
+#include "step.h"
 
 #include <cstring>
 #include <stdexcept>

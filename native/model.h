@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -44,11 +45,14 @@ struct Batch {
     Want want;
 };
 
+struct StepMemory;
+
 class Interrupted : public std::exception {};
 
 class Model {
   public:
     Model(const Shape& shape, int n_threads);
+    ~Model();
 
     const Shape& shape() const { return shape_; }
     int threads() const { return pool_.size(); }
@@ -77,6 +81,8 @@ class Model {
     std::vector<Layer> layers_;
     Rope rope_[2];  // short (or only), long
     bool finished_ = false;
+    std::unique_ptr<StepMemory> memory_;
+    std::mutex mutex_;  // callers of forward() take turns
 };
 
 }  // namespace phial

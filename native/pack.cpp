@@ -18,13 +18,12 @@ namespace phial {
 #if defined(__unix__) || defined(__APPLE__)
 
 Buffer::Buffer(size_t bytes) {
-    constexpr size_t HUGE = 2 << 20;
-    bytes_ = bytes >= HUGE ? (bytes + HUGE - 1) / HUGE * HUGE : bytes;
+    bytes_ = bytes;
     if (!bytes_) return;
     void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-    if (bytes_ >= HUGE) madvise(p, bytes_, MADV_HUGEPAGE);
+    if (bytes_ >= (2u << 20)) madvise(p, bytes_, MADV_HUGEPAGE);
 #endif
     data_ = (uint8_t*)p;
 }

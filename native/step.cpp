@@ -1,5 +1,6 @@
 #include "step.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -7,8 +8,17 @@
 namespace phial {
 namespace {
 
-constexpr int PHASES_PER_LAYER = 16;
+constexpr int PHASES_PER_LAYER = 16, LOCAL_TOKENS = 2, MIN_TOKEN_BLOCK = 48;
 constexpr auto ASK_EVERY = std::chrono::milliseconds(50);
+
+template <class T> void grow(std::vector<T>& v, size_t n) {
+    if (v.size() < n) v.resize(n);
+}
+
+size_t widest(const Shape& s) {
+    return (size_t)std::max({s.n_embd, s.n_head * s.head_dim, s.n_ff, padded_head_dim(s.head_dim)});
+}
+
 const float* data_or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
 
 // One row of a packed matrix as floats: unpacks its tile.
@@ -36,7 +46,6 @@ bool quantised(std::initializer_list<const Matrix*> matrices) {
 }  // namespace
 
 void ActivationBuffers::reserve(size_t tokens, size_t k) {
-    const auto grow = [](auto& v, size_t n) { if (v.size() < n) v.resize(n); };
     grow(x, tokens * k);
     grow(q, tokens * k);
     grow(d, tokens * k / 32 + 1);
@@ -57,44 +66,51 @@ void Worker::reserve_panels(size_t k) {
     }
 }
 
+StepMemory::StepMemory(const Shape& s, int n_threads)
+    : workers((size_t)n_threads), counters(new std::atomic<int>[(size_t)PHASES_PER_LAYER * (s.n_layer + 1)]) {
+    for (int i = 0; i < n_threads; i++) {
+        Worker& w = workers[(size_t)i];
+        w.index = i;
+        w.local.reserve(LOCAL_TOKENS, widest(s));
+        w.reserve_panels(widest(s));
+        w.attention = std::make_unique<Attention>(s.head_dim);
+    }
+}
+
+void StepMemory::reserve(const Shape& s, size_t tokens, size_t sequences) {
+    grow(x, tokens * s.n_embd);
+    grow(qkv, tokens * s.qkv_rows());
+    grow(heads, tokens * s.n_head * s.head_dim);
+    grow(hidden, tokens * s.n_ff);
+    grow(cos, tokens * s.rope_dim / 2);
+    grow(sin, tokens * s.rope_dim / 2);
+    grow(last, sequences * s.n_embd);
+    if (tokens > LOCAL_TOKENS) shared.reserve(tokens, widest(s));
+    for (int i = 0; i < PHASES_PER_LAYER * (s.n_layer + 1); i++) counters[(size_t)i] = 0;
+    for (Worker& w : workers) w.phase = 0;
+}
+
 Step::Step(Model& model, const Cache& cache, const Batch& batch, int n_threads, float* out)
-    : m_(model), s_(model.shape_), k_(current_kernels()), cache_(cache), batch_(batch), out_(out),
+    : m_(model), mem_(*model.memory_), s_(model.shape_), k_(current_kernels()), cache_(cache), batch_(batch), out_(out),
       tokens_((int)batch.tokens.size()), threads_(std::min(n_threads, model.pool_.size())),
-      kv_group_(s_.n_head / s_.n_head_kv), workers_((size_t)threads_),
-      counters_(new std::atomic<int>[(size_t)PHASES_PER_LAYER * (s_.n_layer + 1)]()) {
+      kv_group_(s_.n_head / s_.n_head_kv) {
     for (size_t s = 0; s < batch.lengths.size(); s++)
         for (int i = 0; i < batch.lengths[s]; i++) {
             sequence_.push_back((int)s);
             position_.push_back(batch.n_past[s] + i);
         }
-    const size_t n = (size_t)tokens_, heads = (size_t)s_.n_head * s_.head_dim;
-    const size_t k = std::max({(size_t)s_.n_embd, heads, (size_t)s_.n_ff});
-    x_.resize(n * s_.n_embd);
-    qkv_.resize(n * s_.qkv_rows());
-    heads_.resize(n * heads);
-    hidden_.resize(n * s_.n_ff);
-    cos_.resize(n * s_.rope_dim / 2);
-    sin_.resize(n * s_.rope_dim / 2);
-    last_.resize(batch.lengths.size() * s_.n_embd);
-    if (!stable_small(tokens_)) shared_.reserve(n, k);
-    for (int i = 0; i < threads_; i++) {
-        Worker& w = workers_[(size_t)i];
-        w.index = i;
-        w.local.reserve(LOCAL_TOKENS, k);
-        w.reserve_panels(k);
-        w.attention = std::make_unique<Attention>(cache, s_.head_dim);
-    }
+    mem_.reserve(s_, batch.tokens.size(), batch.lengths.size());
     plan_attention();
 }
 
 void Step::run(const std::function<bool()>& stop) {
     asked_ = std::chrono::steady_clock::now();
-    m_.pool_.run(threads_, [&](int index) { work(workers_[(size_t)index], stop); });
+    m_.pool_.run(threads_, [&](int index) { work(mem_.workers[(size_t)index], stop); });
     if (stop_) throw Interrupted();
 }
 
 bool Step::claim(Worker& w, int n, int chunk, int& begin, int& end) {
-    begin = counters_[(size_t)w.phase].fetch_add(chunk, std::memory_order_relaxed);
+    begin = mem_.counters[(size_t)w.phase].fetch_add(chunk, std::memory_order_relaxed);
     end = begin + chunk < n ? begin + chunk : n;
     return begin < n;
 }
@@ -132,26 +148,26 @@ void Step::work(Worker& w, const std::function<bool()>& stop) {
 void Step::layer(Worker& w, int index) {
     Layer& l = m_.layers_[(size_t)index];
     const int qkv = s_.qkv_rows(), heads = s_.n_head * s_.head_dim, kv = s_.n_head_kv * s_.head_dim;
-    Activations a = activate(w, x_.data(), tokens_, s_.n_embd, l.attn_norm.data(), quantised({&l.q, &l.k, &l.v}));
-    Job jobs[3] = {{&l.q, nullptr, qkv_.data(), qkv, Mode::STORE},
-                   {&l.k, nullptr, qkv_.data() + heads, qkv, Mode::STORE},
-                   {&l.v, nullptr, qkv_.data() + heads + kv, qkv, Mode::STORE}};
+    Activations a = activate(w, mem_.x.data(), tokens_, s_.n_embd, l.attn_norm.data(), quantised({&l.q, &l.k, &l.v}));
+    Job jobs[3] = {{&l.q, nullptr, mem_.qkv.data(), qkv, Mode::STORE},
+                   {&l.k, nullptr, mem_.qkv.data() + heads, qkv, Mode::STORE},
+                   {&l.v, nullptr, mem_.qkv.data() + heads + kv, qkv, Mode::STORE}};
     matmul(w, jobs, l.k ? 3 : 1, a, tokens_);
     next_phase(w);
     rope_and_store(w, index);
     next_phase(w);
     attention(w, index);
     next_phase(w);
-    a = activate(w, heads_.data(), tokens_, heads, nullptr, quantised({&l.attn_output}));
-    jobs[0] = {&l.attn_output, nullptr, x_.data(), s_.n_embd, Mode::ADD};
+    a = activate(w, mem_.heads.data(), tokens_, heads, nullptr, quantised({&l.attn_output}));
+    jobs[0] = {&l.attn_output, nullptr, mem_.x.data(), s_.n_embd, Mode::ADD};
     matmul(w, jobs, 1, a, tokens_);
     next_phase(w);
-    a = activate(w, x_.data(), tokens_, s_.n_embd, l.ffn_norm.data(), quantised({&l.gate, &l.up}));
-    jobs[0] = {&l.gate, &l.up, hidden_.data(), s_.n_ff, Mode::SWIGLU};
+    a = activate(w, mem_.x.data(), tokens_, s_.n_embd, l.ffn_norm.data(), quantised({&l.gate, &l.up}));
+    jobs[0] = {&l.gate, &l.up, mem_.hidden.data(), s_.n_ff, Mode::SWIGLU};
     matmul(w, jobs, 1, a, tokens_);
     next_phase(w);
-    a = activate(w, hidden_.data(), tokens_, s_.n_ff, nullptr, quantised({&l.down}));
-    jobs[0] = {&l.down, nullptr, x_.data(), s_.n_embd, Mode::ADD};
+    a = activate(w, mem_.hidden.data(), tokens_, s_.n_ff, nullptr, quantised({&l.down}));
+    jobs[0] = {&l.down, nullptr, mem_.x.data(), s_.n_embd, Mode::ADD};
     matmul(w, jobs, 1, a, tokens_);
     next_phase(w, false);  // stopped() or result() meets next
 }
@@ -160,20 +176,20 @@ void Step::embed(Worker& w) {
     const int half = s_.rope_dim / 2;
     for (int t, end; claim(w, tokens_, share(tokens_), t, end);)
         for (; t < end; t++) {
-            read_row(k_, m_.token_embd_, batch_.tokens[(size_t)t], w.panel[0], &x_[(size_t)t * s_.n_embd]);
+            read_row(k_, m_.token_embd_, batch_.tokens[(size_t)t], w.panel[0], &mem_.x[(size_t)t * s_.n_embd]);
             const Rope& rope = m_.rope_[batch_.long_rope[(size_t)sequence_[(size_t)t]]];
             for (int i = 0; i < half; i++) {
                 const float angle = (float)position_[(size_t)t] * rope.inv_freq[(size_t)i];
-                cos_[(size_t)t * half + i] = std::cos(angle) * rope.attn_factor;
-                sin_[(size_t)t * half + i] = std::sin(angle) * rope.attn_factor;
+                mem_.cos[(size_t)t * half + i] = std::cos(angle) * rope.attn_factor;
+                mem_.sin[(size_t)t * half + i] = std::sin(angle) * rope.attn_factor;
             }
         }
 }
 
 // Rows (normed with `norm` where given) as floats and, where asked, int8.
 Activations Step::activate(Worker& w, const float* x, int tokens, int k, const float* norm, bool quantise) {
-    const bool local = stable_small(tokens);
-    ActivationBuffers& b = local ? w.local : shared_;
+    const bool local = tokens <= LOCAL_TOKENS;
+    ActivationBuffers& b = local ? w.local : mem_.shared;
     const auto row = [&](int t) {
         const float* source = x + (size_t)t * k;
         if (norm) {
@@ -261,7 +277,7 @@ void Step::rope_and_store(Worker& w, int layer) {
     const float scale = 1.0f / std::sqrt((float)hd);
     const float* bias = data_or_null(m_.layers_[(size_t)layer].qkv_bias);
     const auto rotate = [&](float* head, int t) {
-        const float *cos = &cos_[(size_t)t * half], *sin = &sin_[(size_t)t * half];
+        const float *cos = &mem_.cos[(size_t)t * half], *sin = &mem_.sin[(size_t)t * half];
         if (!s_.rope_interleaved) return k_.rotate_half(head, cos, sin, half);
         for (int i = 0; i < half; i++) {
             const float a = head[2 * i], b = head[2 * i + 1];
@@ -275,7 +291,7 @@ void Step::rope_and_store(Worker& w, int layer) {
     for (int i, end; claim(w, n, share(n), i, end);)
         for (; i < end; i++) {
             const int t = i / s_.n_head_kv, h = i % s_.n_head_kv;
-            float* row = &qkv_[(size_t)t * s_.qkv_rows()];
+            float* row = &mem_.qkv[(size_t)t * s_.qkv_rows()];
             for (int g = h * kv_group_; g < (h + 1) * kv_group_; g++) {
                 add_bias(row + g * hd, g * hd);
                 rotate(row + g * hd, t);
@@ -308,8 +324,8 @@ void Step::plan_attention() {
     if ((int)items_.size() >= 4 * threads_) return;
     for (size_t i = 0; i < items_.size(); i++)
         for (int c = 0; c < items_[i].chunks; c++) split_.push_back({(int)i, c});
-    partials_.resize((size_t)at);
-    partial_values_.resize((size_t)at * cache_.padded_dim());
+    grow(mem_.partials, (size_t)at);
+    grow(mem_.partial_values, (size_t)at * cache_.padded_dim());
 }
 
 void Step::attention_item(const AttentionItem& item, QueryTile& tile) {
@@ -319,8 +335,8 @@ void Step::attention_item(const AttentionItem& item, QueryTile& tile) {
     for (int r = 0; r < item.rows; r++) {
         const int t = first_token + (item.first_row + r) / kv_group_;
         const int head = item.head * kv_group_ + (item.first_row + r) % kv_group_;
-        tile.query[r] = &qkv_[(size_t)t * s_.qkv_rows() + (size_t)head * s_.head_dim];
-        tile.out[r] = &heads_[((size_t)t * s_.n_head + head) * s_.head_dim];
+        tile.query[r] = &mem_.qkv[(size_t)t * s_.qkv_rows() + (size_t)head * s_.head_dim];
+        tile.out[r] = &mem_.heads[((size_t)t * s_.n_head + head) * s_.head_dim];
         tile.last[r] = position_[(size_t)t] + 1;
         tile.first[r] = s_.sliding_window ? std::max(0, tile.last[r] - s_.sliding_window) : 0;
     }
@@ -332,7 +348,7 @@ void Step::attention(Worker& w, int layer) {
     for (int i, end; claim(w, (int)items_.size(), 1, i, end);) {
         const AttentionItem& item = items_[(size_t)i];
         attention_item(item, tile);
-        w.attention->attend(k_, tile, batch_.pages[(size_t)item.sequence].data(), layer, item.head);
+        w.attention->attend(k_, cache_, tile, batch_.pages[(size_t)item.sequence].data(), layer, item.head);
     }
 }
 
@@ -348,10 +364,10 @@ void Step::attention_split(Worker& w, int layer) {
         for (int r = 0; r < tile.rows; r++)
             seen |= tile.first[r] < (chunk + 1) * CHUNK_KEYS && tile.last[r] > chunk * CHUNK_KEYS;
         if (seen)
-            w.attention->chunk(k_, tile, batch_.pages[(size_t)item.sequence].data(), layer, item.head, chunk,
-                               &partials_[at], &partial_values_[at * dims]);
+            w.attention->chunk(k_, cache_, tile, batch_.pages[(size_t)item.sequence].data(), layer, item.head, chunk,
+                               &mem_.partials[at], &mem_.partial_values[at * dims]);
         else
-            for (int r = 0; r < tile.rows; r++) partials_[at + (size_t)r] = {0, 0};
+            for (int r = 0; r < tile.rows; r++) mem_.partials[at + (size_t)r] = {0, 0};
     }
     next_phase(w);
     std::vector<float>& total = w.local.x;  // at least one head long
@@ -363,7 +379,7 @@ void Step::attention_split(Worker& w, int layer) {
             std::memset(total.data(), 0, sizeof(float) * (size_t)dims);
             for (int c = 0; c < item.chunks; c++) {
                 const size_t at = (size_t)item.partial_at + (size_t)c * item.rows + (size_t)r;
-                merge(k_, state, total.data(), partials_[at], &partial_values_[at * dims], dims);
+                merge(k_, state, total.data(), mem_.partials[at], &mem_.partial_values[at * dims], dims);
             }
             for (int d = 0; d < s_.head_dim; d++) tile.out[r][d] = total[(size_t)d] / state.sum;
         }
@@ -380,12 +396,12 @@ void Step::result(Worker& w) {
             int t = -1;
             for (int s = 0; s < rows; s++) {
                 t += batch_.lengths[(size_t)s];
-                std::memcpy(&last_[(size_t)s * s_.n_embd], &x_[(size_t)t * s_.n_embd], sizeof(float) * (size_t)s_.n_embd);
+                std::memcpy(&mem_.last[(size_t)s * s_.n_embd], &mem_.x[(size_t)t * s_.n_embd], sizeof(float) * (size_t)s_.n_embd);
             }
         }
         m_.pool_.barrier();
     }
-    const float* x = last ? last_.data() : x_.data();
+    const float* x = last ? mem_.last.data() : mem_.x.data();
     if (batch_.want == Want::HIDDEN) {
         for (int t, end; claim(w, rows, share(rows), t, end);)
             for (; t < end; t++)
@@ -399,9 +415,13 @@ void Step::result(Worker& w) {
     matmul(w, &job, 1, a, rows);
 }
 
+Model::~Model() = default;
+
 void Model::forward(const Cache& cache, const Batch& batch, int n_threads, const std::function<bool()>& stop,
                     float* out) {
     if (!finished_) throw std::logic_error("forward before finish");
+    const std::lock_guard<std::mutex> one_step_at_a_time(mutex_);
+    if (!memory_) memory_ = std::make_unique<StepMemory>(shape_, pool_.size());
     Step(*this, cache, batch, n_threads, out).run(stop);
 }
 

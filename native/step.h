@@ -40,6 +40,17 @@ struct Worker {
     void reserve_panels(size_t k);
 };
 
+// What a step works in; kept by the model between steps and only ever grown.
+struct StepMemory {
+    std::vector<float> x, qkv, heads, hidden, cos, sin, last, partial_values;
+    std::vector<Partial> partials;
+    ActivationBuffers shared;
+    std::vector<Worker> workers;
+    std::unique_ptr<std::atomic<int>[]> counters;  // one a phase: the next unclaimed item
+    StepMemory(const Shape& shape, int n_threads);
+    void reserve(const Shape& shape, size_t tokens, size_t sequences);
+};
+
 class Step {
   public:
     Step(Model& model, const Cache& cache, const Batch& batch, int n_threads, float* out);
@@ -69,11 +80,10 @@ class Step {
     void attention_split(Worker& w, int layer);
     void result(Worker& w);
     void plan_attention();
-    bool stable_small(int tokens) const { return tokens <= LOCAL_TOKENS; }
-
-    static constexpr int LOCAL_TOKENS = 2, MIN_TOKEN_BLOCK = 48;
+    
 
     Model& m_;
+    StepMemory& mem_;
     const Shape& s_;
     const Kernels& k_;
     const Cache& cache_;
@@ -81,14 +91,8 @@ class Step {
     float* out_;
     int tokens_, threads_, kv_group_;
     std::vector<int> sequence_, position_;  // of each token
-    std::vector<float> x_, qkv_, heads_, hidden_, cos_, sin_, last_;
-    ActivationBuffers shared_;
     std::vector<AttentionItem> items_;
     std::vector<std::pair<int, int>> split_;  // (item, chunk) where few items share many keys
-    std::vector<Partial> partials_;
-    std::vector<float> partial_values_;
-    std::vector<Worker> workers_;
-    std::unique_ptr<std::atomic<int>[]> counters_;
     std::atomic<bool> stop_{false};
     std::chrono::steady_clock::time_point asked_;
 };

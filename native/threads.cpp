@@ -15,8 +15,9 @@ inline void pause() {
 #endif
 }
 
-// Barriers inside a step are microseconds apart; the pause between two tokens is longer than is worth burning.
-constexpr int BARRIER_SPINS = 4000, YIELDS = 200, IDLE_SPINS = 20000;
+// A pause is some 10-40 ns. Threads of a step reach a barrier microseconds apart unless the system took a core away;
+// between two tokens, sampling and Python take about 100 us.
+constexpr int BARRIER_SPINS = 1000, YIELDS = 50, IDLE_SPINS = 5000;
 
 template <class T> void wait_while(const std::atomic<T>& value, T old, int spins) {
     for (int i = 0; i < spins; i++) {
