@@ -28,6 +28,7 @@ test: $(VENV)/.installed $(VENV)/.tested-with
 
 test-slow: $(VENV)/.installed $(VENV)/.tested-with
 	@$(BIN)/phial pull smollm2-135m || echo "make: no test model; the tests that need it will say so and be skipped" >&2
+	@$(PIP) install --quiet --no-build-isolation --editable ".[fuzz]" || echo "make: no atheris; fuzzing will be skipped" >&2
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed $(VENV)/.tested-with
