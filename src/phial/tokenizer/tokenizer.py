@@ -7,7 +7,7 @@ Llama rule), and decoding takes exactly that space away again, so decode(encode(
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
 
 from phial.errors import ArgumentError
@@ -26,6 +26,7 @@ class Tokenizer:
         bos_id, eos_id, eot_id, unk_id, pad_id: None where the file names none.
         eog_ids: ids after which a generation is over.
         control_ids: ids of control tokens: never produced by untrusted text, not shown by decode() unless asked.
+        special_tokens: ids by text of control, unknown and user-defined tokens.
         add_bos: the model's rule for encode(add_bos=None).
         add_eos: whether training texts end in EOS. A prompt never gets one.
     """
@@ -42,6 +43,7 @@ class Tokenizer:
         self.bos_id, self.eos_id, self.eot_id = vocabulary.bos_id, vocabulary.eos_id, vocabulary.eot_id
         self.unk_id, self.pad_id = vocabulary.unk_id, vocabulary.pad_id
         self.eog_ids, self.control_ids = vocabulary.eog_ids, self._special.control_ids
+        self.special_tokens = vocabulary.special_tokens()
         self.add_bos, self.add_eos = vocabulary.add_bos, vocabulary.add_eos
 
     @classmethod
@@ -71,17 +73,9 @@ class Tokenizer:
         Raises:
             ArgumentError: as encode().
         """
-        parts, trusted, end = [], [], 0
-        for part, is_trusted in segments:
-            if is_trusted and part:
-                trusted.append((end, end + len(part)))
-            parts.append(part)
-            end += len(part)
-        text = "".join(parts)
-        _check_unicode(text)
         ids: list[int] = []
         after_special = True
-        for piece in self._special.split(text, trusted):
+        for piece in self._split(segments):
             if isinstance(piece, int):
                 ids.append(piece)
             else:
@@ -89,6 +83,10 @@ class Tokenizer:
                 ids += self._model.encode(prefix + piece)
             after_special = isinstance(piece, int)
         return self._with_bos(ids, add_bos)
+
+    def special_ids(self, segments: Iterable[tuple[str, bool]]) -> list[int]:
+        """The special tokens that encode_segments() would find, in order."""
+        return [piece for piece in self._split(segments) if isinstance(piece, int)]
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """Text of the ids, control tokens shown only if `special`. Bytes that are no UTF-8 become U+FFFD."""
@@ -129,6 +127,17 @@ class Tokenizer:
         if token in self._special.ids:
             return data if special or token not in self.control_ids else b""
         return data[1:] if after_special and self._vocabulary.add_space_prefix and data[:1] == b" " else data
+
+    def _split(self, segments: Iterable[tuple[str, bool]]) -> Iterator[str | int]:
+        parts, trusted, end = [], [], 0
+        for part, is_trusted in segments:
+            if is_trusted and part:
+                trusted.append((end, end + len(part)))
+            parts.append(part)
+            end += len(part)
+        text = "".join(parts)
+        _check_unicode(text)
+        return self._special.split(text, trusted)
 
     def _spell(self, token: int) -> bytes:
         text, kind = self._vocabulary.tokens[token], self._vocabulary.types[token]
