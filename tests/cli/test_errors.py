@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -96,6 +97,16 @@ def test_a_reader_that_leaves_causes_no_noise(tiny, environment) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, timeout=60)
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("closed", "words"), [("2>&-", 0), (">&-", 2), ("2>&- >&-", 0)])
+def test_a_closed_stdout_or_stderr_is_no_error_and_words_never_land_in_data(environment, closed, words) -> None:
+    command = f"{sys.executable} -m phial list --all --json {closed}; {sys.executable} -m phial rm nothing {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 2  # of rm
+    assert len(done.stderr.splitlines()) == words
+    if closed == "2>&-":
+        assert json.loads(done.stdout)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")

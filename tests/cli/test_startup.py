@@ -13,7 +13,7 @@ from phial.cli.app import app
 COMMANDS = ["run", "chat", "pull", "list", "rm", "inspect", "tokenize", "bench", "info"]
 HEAVY = [
     "numpy", "rich", "huggingface_hub", "prompt_toolkit", "jinja2", "tokenizers", "sentencepiece", "torch",
-    "transformers", "asyncio", "urllib.request", "phial._native", "phial.hub", "phial.engine.engine",
+    "transformers", "asyncio", "urllib.request", "pydantic", "phial._native", "phial.hub", "phial.engine.engine",
 ]  # fmt: skip
 PROBE = """
 import io, json, sys

@@ -150,6 +150,14 @@ class Speaker:
         answer.finish_reason = "length" if full else "stop"
         answer.text = text.text
 
+    def say_if_cut(self) -> None:
+        """An answer cut short must not look complete: says so, and what would let it go on."""
+        answer, n_ctx = self.answers[-1], self.session.n_ctx
+        if answer.finish_reason == "length":
+            full = answer.prompt_tokens + answer.completion_tokens >= n_ctx
+            why = f"the context of {n_ctx} tokens is full (--ctx)" if full else "--max-tokens"
+            console.note(f"note: the answer was cut after {answer.completion_tokens} tokens: {why}")
+
     def summary(self) -> str:
         """One line about all answers: tokens and tokens per second."""
         tokens = sum(answer.completion_tokens for answer in self.answers)

@@ -21,6 +21,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich would cost a third of its time
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
+    add_help_option=False,  # the root has its own: typer's needs pydantic, which takes as long as all the rest
+    add_completion=False,  # likewise
 )
 
 app.command(epilog='Example: phial run "Summarise this." < letter.txt')(run.run)
@@ -40,11 +42,21 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _show_help(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        console.write(context.get_help() + "\n")
+        raise typer.Exit
+
+
 @app.callback()
 def root(
     version: Annotated[
         bool,
         typer.Option("--version", metavar="", is_eager=True, callback=_show_version, help="Show the version and exit."),
+    ] = False,
+    helped: Annotated[
+        bool,
+        typer.Option("--help", "-h", metavar="", is_eager=True, callback=_show_help, help="Show this page and exit."),
     ] = False,
 ) -> None:
     """Small language models on the machine in front of you."""

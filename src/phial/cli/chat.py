@@ -91,7 +91,9 @@ def _answer(text: str, conversation: Conversation, speaker: Speaker) -> None:
     if said:
         console.write("" if said.endswith("\n") else "\n")
         conversation.turns += [question, {"role": "assistant", "content": said}]
-    if stopped:
+    if not stopped:
+        speaker.say_if_cut()
+    else:
         console.note("(stopped)" if said else "(stopped; the message is forgotten)")
 
 

@@ -28,16 +28,13 @@ _OS_HINTS = {
 
 def write(text: str) -> None:
     """Writes data to stdout at once (streams are read as they grow); BrokenPipeError when nobody reads."""
-    if sys.stdout is None:  # the caller closed descriptor 1
-        raise BrokenPipeError(errno.EPIPE, "standard output is closed")
     sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
 def note(text: str) -> None:
     """Says one line to the person, on stderr."""
-    if sys.stderr is not None:
-        print(one_line(text), file=sys.stderr, flush=True)
+    print(one_line(text), file=sys.stderr, flush=True)
 
 
 def write_json(value: object) -> None:
@@ -95,12 +92,14 @@ def run(app: Callable[..., Any], arguments: list[str]) -> int:
     Returns:
         0, 2 for a mistake of the user, 130 for Ctrl-C, 1 for a reader that left or an error of our own.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller, who wants nothing of it
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         _never_fail_to_encode(stream)
     try:
         status = app(arguments, prog_name="phial", standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -139,7 +138,7 @@ def _refuse(message: str, hint: str) -> int:
     return MISUSE
 
 
-def _never_fail_to_encode(stream: IO[str] | None) -> None:
+def _never_fail_to_encode(stream: IO[str]) -> None:
     """A terminal that cannot show a character gets its escape, not a crash in the middle of an answer."""
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
@@ -148,5 +147,4 @@ def _never_fail_to_encode(stream: IO[str] | None) -> None:
 
 def _discard_stdout() -> None:
     """The interpreter flushes stdout once more at exit; let that go nowhere instead of failing."""
-    if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

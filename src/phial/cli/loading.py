@@ -26,7 +26,7 @@ def engine(model: str, threads: int | None, cache_type: str, kernels: str | None
     path = model_file(model)
     from phial.engine.engine import Engine
 
-    shown = sys.stderr is not None and sys.stderr.isatty()
+    shown = sys.stderr.isatty()
     if shown:
         print(f"loading {path.name} …", end="", file=sys.stderr, flush=True)
     try:

@@ -61,7 +61,7 @@ def run(
             console.write_json({"model": model, "text": answer, **_numbers(speaker, loaded)})
         else:
             _stream(pieces)
-            _say_why_it_ended(speaker)
+            speaker.say_if_cut()
 
 
 def _question(prompt: str | None) -> str:
@@ -100,12 +100,3 @@ def _numbers(speaker: Speaker, loaded: float) -> dict[str, Any]:
         "usage": {"prompt_tokens": n_prompt, "completion_tokens": n_new, "total_tokens": n_prompt + n_new},
         "timings": {"load_seconds": round(loaded, 4), **answer.timings()},
     }
-
-
-def _say_why_it_ended(speaker: Speaker) -> None:
-    """An answer cut short must not look complete."""
-    answer, n_ctx = speaker.answers[-1], speaker.session.n_ctx
-    if answer.finish_reason == "length":
-        full = answer.prompt_tokens + answer.completion_tokens >= n_ctx
-        why = f"the context of {n_ctx} tokens is full (--ctx)" if full else "--max-tokens"
-        console.note(f"note: the answer was cut after {answer.completion_tokens} tokens: {why}")
