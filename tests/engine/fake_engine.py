@@ -53,24 +53,28 @@ class FakeSession:
     """Logits by script."""
 
     def __init__(self, engine: FakeEngine, n_ctx: int) -> None:
-        self.engine, self.n_ctx, self.tokens, self.evaluated = engine, n_ctx, list[int](), list[int]()
+        self.engine, self.n_ctx, self._tokens, self.evaluated = engine, n_ctx, list[int](), list[int]()
+
+    @property
+    def tokens(self) -> list[int]:
+        return list(self._tokens)
 
     @property
     def n_past(self) -> int:
-        return len(self.tokens)
+        return len(self._tokens)
 
     def eval(self, tokens: Sequence[int], *, all_logits: bool = False) -> np.ndarray:
         if self.n_past + len(tokens) > self.n_ctx:
             raise ContextLimitError(f"{len(tokens)} tokens after {self.n_past}, the context holds {self.n_ctx}")
         rows = []
         for token in tokens:
-            self.tokens.append(token)
+            self._tokens.append(token)
             self.evaluated.append(token)
-            rows.append(self.engine.logits(self.tokens))
+            rows.append(self.engine.logits(self._tokens))
         return np.stack(rows) if all_logits else rows[-1]
 
     def truncate(self, n: int) -> None:
-        del self.tokens[n:]
+        del self._tokens[n:]
 
     def reuse_prefix(self, tokens: Sequence[int]) -> int:
         kept = 0
@@ -88,10 +92,10 @@ class FakeSession:
     def load(self, data: bytes) -> None:
         if data[:4] != b"FAKE":
             raise FormatError("not a saved session")
-        self.tokens = np.frombuffer(data[4:], "<i4").tolist()
+        self._tokens = np.frombuffer(data[4:], "<i4").tolist()
 
     def close(self) -> None:
-        self.tokens = []
+        self._tokens = []
 
 
 class FakeEngine:
@@ -133,4 +137,4 @@ def fake_llama(
     monkeypatch.setattr(llama_core, "Engine", opener)
     path = folder / "fake.gguf"
     path.write_bytes(b"")
-    return Llama(path, verbose=False, **{"chat_format": "chatml", **arguments})
+    return Llama(path, **{"verbose": False, "chat_format": "chatml", **arguments})

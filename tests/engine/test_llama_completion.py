@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.engine.fake_engine import BOS, FakeEngine, fake_llama
 
 from phial.engine.llama import Llama, LogitsProcessorList, StoppingCriteriaList
 from phial.errors import ArgumentError, ContextLimitError, PhialError
-from tests.engine.fake_engine import BOS, FakeEngine, fake_llama
 
 Maker = Callable[..., Llama]
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 50}
@@ -297,5 +297,3 @@ def test_an_overtaken_stream_says_so(make: Maker) -> None:
     llm("P", **GREEDY)
     with pytest.raises(PhialError, match="overtaken"):
         list(stream)
-
-

@@ -1,4 +1,4 @@
-"""Llama's answers against llama-cpp-python's recorded ones, on the same model: shapes, texts, counts, log-probabilities.
+"""Llama's answers against llama-cpp-python's recorded ones on the same model: shapes, texts, counts, logprobs.
 
 tests/golden/record_llama_shapes.py wrote the recording. Where ours differ on purpose, a test of its own says how.
 """
@@ -22,7 +22,7 @@ DIFFERENT = {"logprobs_echo", "stop_stream", "suffix", "empty_prompt"}
 COMPLETIONS = [n for n, c in RECORDED.items() if isinstance(c, dict) and "prompt" in c.get("arguments", {})]
 CHATS = [n for n, c in RECORDED.items() if isinstance(c, dict) and "messages" in c.get("arguments", {})]
 EMBEDDINGS = [n for n in RECORDED if n.startswith("embedding_") and "response" in RECORDED[n]]
-LOGPROB_TOLERANCE = 0.15  # both sides round activations to 8 bits, each in its own way
+LOGPROB_TOLERANCE = 0.3  # both sides round activations to 8 bits, each in its own way, on a model of 4-bit weights
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def assert_same(ours: Any, theirs: Any, path: str = "") -> None:
     """Equal types, keys in equal order, equal values; floats within the tolerance, ids and times by their form."""
     assert type(ours) is type(theirs), f"{path}: {ours!r} for {theirs!r}"
     if isinstance(theirs, dict):
-        if "top_logprobs[" in path:
+        if "logprobs.top_logprobs[" in path:
             assert_near(ours, theirs)
             return
         assert list(ours) == list(theirs), path

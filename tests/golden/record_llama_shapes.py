@@ -55,7 +55,7 @@ CHATS: dict[str, dict[str, Any]] = {
     "chat_stream": {"messages": MESSAGES, "stream": True, **GREEDY},
     "chat_logprobs": {"messages": MESSAGES, "logprobs": True, "top_logprobs": 2, **GREEDY},
     "chat_logprobs_stream": {"messages": MESSAGES, "logprobs": True, "top_logprobs": 2, "stream": True, **GREEDY},
-    "chat_no_system": {"messages": MESSAGES[1:], **GREEDY},
+    "chat_no_system": {"messages": MESSAGES[1:], "temperature": 0.0, "max_tokens": 4},
     "chat_stop": {"messages": MESSAGES, "stop": [","], **GREEDY},
 }
 EMBEDDINGS: dict[str, dict[str, Any]] = {
@@ -136,7 +136,9 @@ def main(model_path: str, out: str) -> None:
         embedder = llama_cpp.Llama(
             model_path, n_ctx=512, n_threads=2, embedding=True, pooling_type=arguments["pooling_type"], verbose=False
         )
-        cases[name] = shortened({**record(embedder.create_embedding, {"input": arguments["input"]}), "arguments": arguments})
+        cases[name] = shortened(
+            {**record(embedder.create_embedding, {"input": arguments["input"]}), "arguments": arguments}
+        )
     Path(out).write_text(json.dumps(cases, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

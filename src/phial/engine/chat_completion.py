@@ -5,7 +5,7 @@ Left out: function calls, tools and JSON answers; asking for one is an error tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from phial.engine.llama_types import (
@@ -47,34 +47,6 @@ def number_of_logprobs(logprobs: bool | None, top_logprobs: int | None) -> int |
             raise ArgumentError(f"top_logprobs={top_logprobs!r} without logprobs", "pass logprobs=True too")
         return None
     return top_logprobs or 0
-
-
-def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with the text parts of their contents joined.
-
-    Raises:
-        ArgumentError: no messages, one without a role, or with a content that is no text.
-    """
-    if isinstance(messages, (str, bytes, Mapping)) or not messages:
-        raise ArgumentError(f"messages is {messages!r}"[:200], 'pass a list such as [{"role": "user", "content": "Hi"}]')
-    plain = []
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise ArgumentError(f"messages[{i}] is {message!r}"[:200], 'pass {"role": ..., "content": ...}')
-        if message.get("tool_calls") or message.get("function_call"):
-            raise ArgumentError(f"messages[{i}] holds tool calls, which are not supported yet", _LATER)
-        plain.append({**message, "content": _text_of(message.get("content"), i)})
-    return plain
-
-
-def _text_of(content: object, index: int) -> str:
-    if content is None:
-        return ""
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    for part in parts:
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise ArgumentError(f"the content of messages[{index}] is no text: {part!r}"[:200], "only text is understood")
-    return "".join(part["text"] for part in parts)
 
 
 def as_chat(completion: Completion) -> ChatCompletion:

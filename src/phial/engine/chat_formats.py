@@ -1,13 +1,14 @@
-"""Which prompt format a chat uses, and the formats that have a name (Llama's chat_format), as Jinja templates.
+"""Which prompt format a chat uses, and the formats only Llama's chat_format knows by name, as Jinja templates.
 
-Order (phi3-spec §10.4): the named format, else the template in the model file, else llama-2. The named ones follow
-their models' cards. A system message is never lost: where a format has no place for one, it stands before the first
-user message.
+Order (phi3-spec §10.4): the named format, else the template in the model file, else llama-2, said aloud. The ones
+here follow their models' cards and llama_cpp's names; the others are phial.tokenizer.chat's. A system message is never
+lost: where a format has no place for one, it stands before the first user message.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from phial.engine.llama_arguments import say
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 FALLBACK = "llama-2"
 
-# {name: (template, stop strings)}. SYSTEM sets `system` and `turns`, the messages after it.
+# Sets `system` and `turns`, the messages after it.
 _SYSTEM = (
     "{% set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}"
     "{% set turns = messages[1:] if messages[0]['role'] == 'system' else messages %}"
@@ -29,16 +30,6 @@ _LLAMA_2 = (
     "{% if loop.first and system %}{{ '<<SYS>>\n' + system + '\n<</SYS>>\n\n' }}{% endif %}"
     "{{ message['content'] }} [/INST]{% else %}{{ ' ' + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
-_MISTRAL = (
-    "{{ bos_token }}{% for message in turns %}{% if message['role'] == 'user' %}[INST] "
-    "{% if loop.first and system %}{{ system + '\n\n' }}{% endif %}"
-    "{{ message['content'] }} [/INST]{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
-)
-_LLAMA_3 = (
-    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>"
-    "{{ '\n\n' + message['content'] }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>{{ '\n\n' }}{% endif %}"
-)
 _CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] + '\n' + message['content'] }}<|im_end|>"
     "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}{% endif %}"
@@ -47,13 +38,9 @@ _QWEN = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system{{ '\n' }}You are a helpful assistant.<|im_end|>"
     "{{ '\n' }}{% endif %}"
 ) + _CHATML
-_ZEPHYR = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ '\n' + message['content'] }}</s>{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{{ '\n' }}{% endif %}"
-)
 _VICUNA = (
-    "{{ bos_token }}{{ system or 'A chat between a curious user and an artificial intelligence assistant. The assistant "
-    "gives helpful, detailed, and polite answers to the user\\'s questions.' }}"
+    "{{ bos_token }}{{ system or 'A chat between a curious user and an artificial intelligence assistant. The "
+    "assistant gives helpful, detailed, and polite answers to the user\\'s questions.' }}"
     "{% for message in turns %}{% if message['role'] == 'user' %}{{ ' USER: ' + message['content'] }}"
     "{% else %}{{ ' ASSISTANT: ' + message['content'] }}</s>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
@@ -74,28 +61,57 @@ _OPENCHAT = (
     "GPT4 Correct {{ message['role'].title() + ': ' + message['content'] }}<|end_of_turn|>{% endfor %}"
     "{% if add_generation_prompt %}GPT4 Correct Assistant:{% endif %}"
 )
-NAMED: dict[str, tuple[str, list[str]]] = {
-    "alpaca": (_SYSTEM + _ALPACA, ["### Instruction:", "</s>"]),
-    "chatml": (_CHATML, ["<|im_end|>"]),
-    "gemma": (_SYSTEM + _GEMMA, ["<end_of_turn>"]),
-    "llama-2": (_SYSTEM + _LLAMA_2, ["</s>"]),
-    "llama-3": (_LLAMA_3, ["<|eot_id|>"]),
-    "mistral-instruct": (_SYSTEM + _MISTRAL, ["</s>"]),
+_SOURCES: dict[str, tuple[str, list[str]]] = {  # name: template, stop strings beyond the turn ends
+    "alpaca": (_SYSTEM + _ALPACA, ["### Instruction:"]),
+    "gemma": (_SYSTEM + _GEMMA, []),
+    "llama-2": (_SYSTEM + _LLAMA_2, []),
     "openchat": (_SYSTEM + _OPENCHAT, ["<|end_of_turn|>"]),
-    "qwen": (_QWEN, ["<|im_end|>", "<|endoftext|>"]),
-    "vicuna": (_SYSTEM + _VICUNA, ["</s>", "USER:"]),
-    "zephyr": (_ZEPHYR, ["</s>"]),
+    "qwen": (_QWEN, []),
+    "vicuna": (_SYSTEM + _VICUNA, ["USER:"]),
 }
+_ALIASES = {"mistral-instruct": "mistral"}
+_BUILTIN = ("chatml", "llama-3", "mistral", "phi3-small", "phi3-v1", "phi3-v2", "phi3.5", "phi4", "phi4-mini", "zephyr")
+NAMES = tuple(sorted([*_SOURCES, *_ALIASES, *_BUILTIN]))
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """A template and what ends an answer made with it."""
+
+    template: ChatTemplate
+    stop_strings: list[str]
+    stop_ids: frozenset[int]
 
 
 def check_format(name: str | None) -> None:
     """Raise ArgumentError for a chat_format we do not have; None is the file's own."""
-    if name is not None and name not in NAMED:
+    if name is not None and name not in NAMES:
         raise ArgumentError(
             f"chat_format={name!r} is unknown",
-            f"leave it out to use the template in the model file, or one of: {', '.join(NAMED)}",
+            f"leave it out to use the template in the model file, or one of: {', '.join(NAMES)}",
         )
 
 
-def choose_template(name: str | None, metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
-    raise NotImplementedError
+def choose_format(name: str | None, metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatFormat:
+    """The format a chat with this model uses; `name` has passed check_format.
+
+    Raises:
+        FormatError: the template in the file is none.
+    """
+    from phial.tokenizer.chat import ChatTemplate  # here: completions need no Jinja
+
+    extra: list[str] = []
+    if name is None and "tokenizer.chat_template" not in metadata:
+        say(f"the model file has no chat template: using {FALLBACK} (chat_format=... chooses another)")
+        name = FALLBACK
+    if name is None:
+        template = ChatTemplate.from_gguf(metadata, tokenizer)
+    elif name in _SOURCES:
+        source, extra = _SOURCES[name]
+        bos, eos = (
+            tokenizer.token_bytes(i).decode() if i is not None else "" for i in (tokenizer.bos_id, tokenizer.eos_id)
+        )
+        template = ChatTemplate(source, name=name, bos_token=bos, eos_token=eos)
+    else:
+        template = ChatTemplate.builtin(_ALIASES.get(name, name))
+    return ChatFormat(template, [*template.stop_strings(tokenizer), *extra], template.stop_ids(tokenizer))

@@ -12,7 +12,8 @@ works or is answered: llama_arguments.py. Left out: grammars, tools, LoRA adapte
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
@@ -24,10 +25,9 @@ from phial.engine.chat_completion import (
     as_chat,
     as_chat_chunks,
     number_of_logprobs,
-    plain_messages,
     refuse_structured_output,
 )
-from phial.engine.chat_formats import check_format, choose_template
+from phial.engine.chat_formats import ChatFormat, check_format, choose_format
 from phial.engine.completion import CompletionRequest, CompletionRun
 from phial.engine.embedding import Vector, pool
 from phial.engine.llama_arguments import (
@@ -71,6 +71,13 @@ __all__ = [
     "Llama", "LlamaCache", "LlamaDiskCache", "LlamaRAMCache", "LlamaState", "LogitsProcessorList",
     "StoppingCriteriaList",
 ]  # fmt: skip
+
+
+# what create_completion does not pass on to the sampler
+_NOT_FOR_SAMPLING = (
+    "prompt", "suffix", "max_tokens", "logprobs", "echo", "stop", "stream", "seed", "model", "stopping_criteria",
+    "logits_processor",
+)  # fmt: skip
 
 
 class Llama(LlamaCore):
@@ -137,6 +144,7 @@ class Llama(LlamaCore):
 
     def _begin(self, arguments: dict[str, Any]) -> None:
         check_constructor(arguments)
+        check_format(arguments["chat_format"])
         self._arguments = arguments
         self._embedding = bool(arguments["embedding"])
         try:
@@ -150,7 +158,7 @@ class Llama(LlamaCore):
             raise ArgumentError("spm_infill=True, but this model has no infill tokens", "leave spm_infill out")
         self.chat_format: str | None = arguments["chat_format"]
         self.chat_handler: ChatHandler | None = arguments["chat_handler"]
-        check_format(self.chat_format)
+        self._style: ChatFormat | None = None
         if self._engine is not None:
             say_gpu_layers(arguments["n_gpu_layers"], self._engine.config.n_layer)
 
@@ -193,19 +201,26 @@ class Llama(LlamaCore):
             ArgumentError: an argument is outside its range or cannot be honoured (a ValueError).
         """
         arguments = dict(locals())
-        names = ("prompt", "suffix", "max_tokens", "logprobs", "echo", "stop", "stream", "seed", "model")
-        chosen = {name: arguments.pop(name) for name in ("self", "stopping_criteria", "logits_processor", *names)}
-        run = CompletionRun(self, self._request(chosen, arguments))
-        return run.chunks() if stream else run.whole()
+        del arguments["self"]
+        return self._complete(arguments, self.vocabulary.tokenizer.eog_ids)
 
     __call__ = create_completion
 
-    def _request(self, chosen: Mapping[str, Any], sampling: dict[str, Any]) -> CompletionRequest:
-        """Check create_completion's arguments and put them together."""
+    def _complete(self, arguments: dict[str, Any], stop_ids: Collection[int]) -> Completion | Iterator[CompletionChunk]:
+        """Check create_completion's arguments and run."""
+        chosen = {name: arguments.pop(name) for name in _NOT_FOR_SAMPLING}
+        run = CompletionRun(self, self._request(chosen, arguments, stop_ids))
+        return run.chunks() if chosen["stream"] else run.whole()
+
+    def _request(
+        self, chosen: Mapping[str, Any], sampling: Mapping[str, Any], stop_ids: Collection[int]
+    ) -> CompletionRequest:
         seed, logprobs = chosen["seed"], chosen["logprobs"]
         if logprobs is not None:
             if isinstance(logprobs, bool) or not isinstance(logprobs, int) or logprobs < 0:
-                raise ArgumentError(f"logprobs is {logprobs!r}", "how many likeliest tokens to name: 0 or more, or None")
+                raise ArgumentError(
+                    f"logprobs is {logprobs!r}", "how many likeliest tokens to name: 0 or more, or None"
+                )
             if not self._logits_all:
                 raise ArgumentError("logprobs needs logits_all=True", "open the model with Llama(..., logits_all=True)")
         stops = stop_strings(chosen["stop"])
@@ -227,7 +242,7 @@ class Llama(LlamaCore):
             max_tokens=max_tokens,
             params=params,
             stop=stops,
-            stop_ids=self.vocabulary.tokenizer.eog_ids,
+            stop_ids=stop_ids,
             echo=chosen["echo"],
             logprobs=logprobs,
             model=self.model_path if chosen["model"] is None else chosen["model"],
@@ -280,17 +295,23 @@ class Llama(LlamaCore):
         refuse_structured_output(arguments)
         for name in ("functions", "function_call", "tools", "tool_choice", "response_format", "top_logprobs"):
             del arguments[name]
-        template = choose_template(self.chat_format, self._raw_metadata, self.vocabulary.tokenizer)
-        arguments["prompt"] = template.encode(plain_messages(arguments.pop("messages")), self.vocabulary.tokenizer)
+        arguments |= {"suffix": None, "echo": False, "stopping_criteria": None}
+        style, tokenizer = self._chat_format(), self.vocabulary.tokenizer
+        arguments["prompt"] = style.template.encode(arguments.pop("messages"), tokenizer)
         arguments["logprobs"] = number_of_logprobs(logprobs, top_logprobs)
-        arguments["stop"] = [*stop_strings(stop), *template.stop_strings]
-        answer = self.create_completion(**arguments)
+        arguments["stop"] = [*stop_strings(stop), *style.stop_strings]
+        answer = self._complete(arguments, style.stop_ids)
         return as_chat_chunks(answer) if isinstance(answer, Iterator) else as_chat(answer)
+
+    def _chat_format(self) -> ChatFormat:
+        if self._style is None:
+            self._style = choose_format(self.chat_format, self._raw_metadata, self.vocabulary.tokenizer)
+        return self._style
 
     def create_chat_completion_openai_v1(self, *args: Any, **kwargs: Any) -> Any:
         """create_chat_completion, as the objects of the openai package (ChatCompletion, ChatCompletionChunk)."""
         try:
-            from openai.types import chat
+            chat = import_module("openai.types.chat")
         except ImportError as error:
             raise PhialError("the openai package is not installed", "pip install openai") from error
         answer = self.create_chat_completion(*args, **kwargs)

@@ -219,7 +219,9 @@ class LlamaCore:
         elif self._logits_all and 0 <= idx < self.n_tokens:
             logits = self.scores[idx]
         else:
-            raise ArgumentError(f"no logits of position {idx}", f"{self.n_tokens} tokens, logits_all={self._logits_all}")
+            raise ArgumentError(
+                f"no logits of position {idx}", f"{self.n_tokens} tokens, logits_all={self._logits_all}"
+            )
         tokens = self.ctx.tokens
         return sampler.sample(_processed(as_processor(logits_processor), tokens, logits), tokens)
 
@@ -298,7 +300,7 @@ class LlamaCore:
         return Sampler(params, self.n_vocab())
 
     def _next_seed(self) -> int | None:
-        """A seed for one call: the next of the chain that set_seed or the constructor began, or None for a fresh one."""
+        """A seed for one call: the next of the chain set_seed or the constructor began; None for a fresh one."""
         if chosen_seed(self._seed) is None:
             return None
         self._seed = random.Random(self._seed).getrandbits(32)
@@ -400,5 +402,3 @@ def _as_text(value: Any) -> str:
 
 def _or_minus_one(token: int | None) -> int:
     return -1 if token is None else token
-
-

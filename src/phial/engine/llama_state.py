@@ -217,9 +217,7 @@ def load_state(path: Path) -> LlamaState:
         with np.load(path, allow_pickle=False) as archive:
             n_tokens, seed = (int(number) for number in archive["numbers"])
             data = archive["llama_state"].tobytes()
-            return LlamaState(
-                archive["input_ids"].astype(np.intc), archive["scores"], n_tokens, data, len(data), seed
-            )
+            return LlamaState(archive["input_ids"].astype(np.intc), archive["scores"], n_tokens, data, len(data), seed)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -137,9 +137,7 @@ class LlamaTokenizer(Protocol):
     """What may be passed as Llama(tokenizer=...)."""
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]: ...
-    def detokenize(
-        self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False
-    ) -> bytes: ...
+    def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes: ...
 
 
 class ChatHandler(Protocol):

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from phial.errors import ArgumentError, PhialError
 
@@ -33,7 +34,9 @@ def fetch(
     from huggingface_hub.errors import HFValidationError
 
     if not filename:
-        raise ArgumentError(f"filename is {filename!r}", 'name a file of the repository or a pattern such as "*q4.gguf"')
+        raise ArgumentError(
+            f"filename is {filename!r}", 'name a file of the repository or a pattern such as "*q4.gguf"'
+        )
     endpoint = os.environ.get("HF_ENDPOINT") or None
     token = os.environ.get("HF_TOKEN") or None
     try:
@@ -42,15 +45,17 @@ def fetch(
         raise ArgumentError(f"{repo_id!r} is no repository name: {error}", "the form is owner/name") from error
     except Exception as error:  # the client raises a dozen kinds, of its own and of its HTTP library
         raise PhialError(f"cannot list {repo_id}: {_first_line(error)}", "check the name and the network") from error
+    options: dict[str, Any] = {
+        "endpoint": endpoint,
+        "token": token,
+        "local_dir": local_dir,
+        "cache_dir": cache_dir,
+    }
     wanted = [_only_match(repo_id, files, pattern) for pattern in (filename, *(additional_files or ()))]
     paths = []
     for name in wanted:
         try:
-            paths.append(
-                hf_hub_download(
-                    repo_id, name, endpoint=endpoint, token=token, local_dir=local_dir, cache_dir=cache_dir
-                )
-            )
+            paths.append(hf_hub_download(repo_id, name, **options))
         except Exception as error:
             raise PhialError(f"cannot fetch {name} of {repo_id}: {_first_line(error)}", "try again") from error
     return Path(paths[0])

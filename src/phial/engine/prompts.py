@@ -80,7 +80,9 @@ def room_for(ids: Sequence[int], bos: int, n_ctx: int, max_tokens: int | None) -
         raise ArgumentError(f"max_tokens is {max_tokens!r}", "a whole number, or None for as many as fit")
     if list(ids[:2]) == [bos, bos]:
         warnings.warn(
-            "the prompt begins with two BOS tokens, which makes answers worse; leave one out", RuntimeWarning, stacklevel=4
+            "the prompt begins with two BOS tokens, which makes answers worse; leave one out",
+            RuntimeWarning,
+            stacklevel=4,
         )
     if len(ids) >= n_ctx:
         raise ContextLimitError(
