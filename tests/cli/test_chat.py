@@ -35,10 +35,13 @@ def test_the_model_sees_the_whole_conversation(invoke, tiny, tmp_path) -> None:
 def test_save_load_and_going_on_equal_going_on_at_once(invoke, tiny, tmp_path) -> None:
     at_once = invoke("chat", "-m", tiny, *FEW, "-s", "the end", stdin="once\nupon\n").out
     first = invoke("chat", "-m", tiny, *FEW, "-s", "the end", stdin="once\n/save talk.json\n")
-    second = invoke("chat", "-m", tiny, *FEW, stdin="/load talk.json\nupon\n")
+    second = invoke("chat", "-m", tiny, *FEW, stdin="/load talk.json\nupon\n/save more.json\n")
     assert first.out + second.out == at_once
     saved = json.loads((tmp_path / "talk.json").read_text())
+    more = json.loads((tmp_path / "more.json").read_text())["messages"]
+    assert [message["content"] for message in more if message["role"] == "user"] == ["once", "upon"]
     assert [message["role"] for message in saved["messages"]] == ["system", "user", "assistant"]
+    assert saved["messages"][2]["content"] == first.out.rstrip("\n")
 
 
 def test_commands_write_to_stderr_only(invoke, tiny) -> None:

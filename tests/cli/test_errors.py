@@ -92,11 +92,14 @@ def test_our_own_errors_are_1_and_say_how_to_report_them(capsys, monkeypatch) ->
     assert text.splitlines()[0] == "error: internal error: TypeError: oops"
 
 
-def test_a_reader_that_leaves_causes_no_noise(tiny, environment) -> None:
-    command = f"{sys.executable} -m phial inspect {tiny} | head -n 1"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, timeout=60)
-    assert done.stderr == ""
-    assert len(done.stdout.splitlines()) == 1
+@pytest.mark.parametrize("arguments", [["info"], ["--help"], ["list", "--all"], ["run", "--help"]])
+def test_a_reader_that_leaves_causes_no_noise(environment, arguments) -> None:
+    command = [sys.executable, "-m", "phial", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 @pytest.mark.parametrize(("closed", "words"), [("2>&-", 0), (">&-", 2), ("2>&- >&-", 0)])

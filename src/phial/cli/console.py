@@ -98,14 +98,10 @@ def run(app: Callable[..., Any], arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         _never_fail_to_encode(stream)
     try:
-        status = app(arguments, prog_name="phial", standalone_mode=False)
-        sys.stdout.flush()
+        status = app(arguments, prog_name="phial", standalone_mode=False)  # a reader that left: typer exits with 1
         return status if isinstance(status, int) else 0
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        _discard_stdout()
-        return 1
     except Exception as error:
         if debugging():
             raise
@@ -143,8 +139,3 @@ def _never_fail_to_encode(stream: IO[str]) -> None:
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="backslashreplace")
-
-
-def _discard_stdout() -> None:
-    """The interpreter flushes stdout once more at exit; let that go nowhere instead of failing."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
