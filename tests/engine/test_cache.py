@@ -12,7 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from tests.engine.toy_backend import PAGE_TOKENS, ToyStore
 
 from phial.engine.cache import PagePool, PageTable, check_cache_type
-from phial.errors import ArgumentError
+from phial.errors import ArgumentError, PhialError
 
 
 def make_pool(prefix_pages: int = 8) -> PagePool:
@@ -163,6 +163,20 @@ def test_a_budget_of_zero_keeps_nothing() -> None:
     write(table, tokens, list(range(8)))
     table.cut(0, tokens)
     assert pool.n_pages == 0
+
+
+def test_a_page_that_memory_cannot_hold_is_an_error_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = make_pool()
+    table = PageTable(pool, 8)
+    write(table, [], [1])
+
+    def exhausted() -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(pool.store, "new_page", exhausted)
+    with pytest.raises(PhialError, match="cache page 2 of 32 bytes"):
+        table.prepare(8)
+    assert pool.n_pages == 1
 
 
 def test_an_unknown_cache_type_is_refused() -> None:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from phial.errors import ArgumentError
+from phial.errors import ArgumentError, PhialError
 
 CACHE_TYPES = ("f16", "q8_0")
 
@@ -67,7 +67,13 @@ class PagePool:
         self.collect()
         while self.n_pages >= max(self.promised, self.prefixes.max_pages) and self.prefixes.drop_idle():
             pass
-        page = self.store.new_page()
+        try:
+            page = self.store.new_page()
+        except MemoryError as error:
+            raise PhialError(
+                f"no memory for cache page {self.n_pages + 1} of {self.store.page_bytes} bytes",
+                "use a smaller context (n_ctx), cache_type='q8_0', or a smaller model",
+            ) from error
         self._owners[page] = 1
         return page
 

@@ -196,4 +196,4 @@ def _warn_if_tight(file: GGUFFile, config: ModelConfig, cache_type: str, kind: s
     needed = estimate_for(file, config, 1, cache_type, kind, 1)
     free = available_memory()
     if free is not None and needed.total > free:
-        _say(f"{file.path.name} needs {needed.total / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of memory are available")
+        _say(f"{file.path.name} needs {needed.total / 2**30:.2f} GiB of memory, {free / 2**30:.2f} GiB are available")

@@ -20,12 +20,11 @@ from phial.gguf.formats import BLOCK_SIZES, GGMLType
 
 PAGE_TOKENS = 64
 _TILE_ROWS = 16  # the core packs matrices in tiles of 16 rows
-_HUGE_PAGE = 2 << 20  # and puts buffers from this size on into whole huge pages
 # Bytes of 16 rows' blocks in a tile, where packing changes the size: 6-bit scales become bytes.
 _PACKED = {GGMLType.Q2_K: 1600, GGMLType.Q3_K: 1824, GGMLType.Q4_K: 2368, GGMLType.Q5_K: 2880}
 _REFERENCE_WEIGHTS = 1 << 30  # what the reference keeps dequantised at most
-_PROCESS = 70 << 20  # Python, numpy and the tokenizer libraries
-_PER_TOKEN = 600  # vocabulary tables, bytes per entry
+_PROCESS = 42 << 20  # Python and numpy, measured
+_VOCABULARY_ENTRY = {"llama": 550, "gpt2": 1000}  # bytes per token of the header's lists and the tokenizer, measured
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,8 @@ def estimate_for(
     """Return the estimate for an open file; see memory_estimate."""
     tensors = [info for name, info in file.tensors.items() if name not in ROPE_TENSORS]
     page = PAGE_TOKENS * config.kv_bytes_per_token(cache_type)
-    cache = -(-n_ctx // PAGE_TOKENS) * (_whole(page) if backend == "native" else page)
-    process = _PROCESS + _PER_TOKEN * config.n_vocab
+    cache = -(-n_ctx // PAGE_TOKENS) * page
+    process = _PROCESS + _VOCABULARY_ENTRY.get(file.metadata.get("tokenizer.ggml.model"), 1000) * config.n_vocab
     compute = _step_bytes(config, min(n_ctx, BATCH_TOKENS), n_threads)
     if backend == "reference":
         mapped = sum(info.n_bytes for info in tensors)
@@ -103,10 +102,6 @@ def available_memory() -> int | None:
     return max(0, min(free)) if free else None
 
 
-def _whole(size: int) -> int:
-    return -(-size // _HUGE_PAGE) * _HUGE_PAGE if size >= _HUGE_PAGE else size
-
-
 def _matrices(info: TensorInfo, config: ModelConfig) -> Iterator[int]:
     """Rows of the matrices a tensor is packed into: phi3's ffn_up holds two, vectors none."""
     if len(info.shape) == 2:
@@ -117,7 +112,7 @@ def _matrices(info: TensorInfo, config: ModelConfig) -> Iterator[int]:
 def _packed_bytes(kind: GGMLType, rows: int, columns: int) -> int:
     elements, size = BLOCK_SIZES[kind]
     tile = _PACKED.get(kind, _TILE_ROWS * size) * (columns // elements)
-    return _whole(-(-tile // 64) * 64 * -(-rows // _TILE_ROWS))
+    return -(-tile // 64) * 64 * -(-rows // _TILE_ROWS)
 
 
 def _step_bytes(config: ModelConfig, n: int, n_threads: int) -> int:

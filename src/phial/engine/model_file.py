@@ -25,4 +25,5 @@ def model_fingerprint(file: GGUFFile, config: ModelConfig) -> str:
         data = file.data(info.name)
         digest.update(f"{info.name}{info.shape}{info.type.name}".encode())
         digest.update(data[:64].tobytes() + data[len(data) // 2 :][:64].tobytes())
+        file.release(info.name)  # touching a byte can map megabytes
     return digest.hexdigest()[:32]
