@@ -249,13 +249,20 @@ static void panel_float(const Panel* const (&p)[R], const Activations& a, int t0
     Floats even[R][T], odd[R][T];
     for (int r = 0; r < R; r++)
         for (int t = 0; t < T; t++) even[r][t] = odd[r][t] = zero_f();
-    for (int i = 0; i < a.k; i++) {
-        auto& f = i % 2 ? odd : even;
-        for (int r = 0; r < R; r++) {
-            const Floats w = load_f(p[r]->values + (size_t)TILE_ROWS * i);
-            for (int t = 0; t < T; t++) f[r][t] = fma(w, set1(x[(size_t)t * a.k + i]), f[r][t]);
+    const auto step = [&](int i, Floats(&f)[R][T]) INLINE_LAMBDA {
+        Floats w[R];
+        for (int r = 0; r < R; r++) w[r] = load_f(p[r]->values + (size_t)TILE_ROWS * i);
+        for (int t = 0; t < T; t++) {
+            const Floats v = set1(x[(size_t)t * a.k + i]);
+            for (int r = 0; r < R; r++) f[r][t] = fma(w[r], v, f[r][t]);
         }
+    };
+    int i = 0;
+    for (; i + 1 < a.k; i += 2) {
+        step(i, even);
+        step(i + 1, odd);
     }
+    if (i < a.k) step(i, even);
     for (int t = 0; t < T; t++)
         for (int r = 0; r < R; r++) store_f(out + 32 * t + 16 * r + out_column, add(even[r][t], odd[r][t]));
 }
