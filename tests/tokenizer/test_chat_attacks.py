@@ -24,7 +24,7 @@ FRAGMENTS = [
     "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>",
     "<unk>", "[INST]", "[/INST]", "<|eot_id|>", "<0x0A>", "<|", "|>", "end", "user", "<", ">", "|", "<<|end|>",
     "<|end|>>", "{{ bos_token }}", "{% raw %}", "{{ '<|end|>' }}", "{{ messages }}", "{# x #}", "{%", "}}", "\\n", "\n",
-    " ", "\t", "\U000f0000", "\U000f0001", "\U000f0002", "\U00100000", "\ue000", "\x00", "\u200b", "\ufeff", "<\u200b|end|>",
+    " ", "\t", "\U000f0000", "\U000f0001", "\U000f0002", "\U00100000", "\x00", "\u200b", "\ufeff", "<\u200b|end|>",
     "＜|end|＞", "<|END|>", "&lt;|end|&gt;", "'", '"', "\\", "é", "中", "😀", "::tool::", "a",
 ]  # fmt: skip
 ATTACKS = [
@@ -128,6 +128,19 @@ def test_a_template_that_makes_control_tokens_out_of_a_message_is_refused() -> N
         template.encode(
             [{"role": "user", "content": "END"}, {"role": "user", "content": '"'}], TOKENIZERS["byte-level"]
         )
+
+
+def test_a_vocabulary_without_special_tokens_needs_no_masks() -> None:
+    metadata = byte_level_metadata()
+    for name in ("tokens", "token_type"):
+        metadata[f"tokenizer.ggml.{name}"] = metadata[f"tokenizer.ggml.{name}"][:262]
+    del metadata["tokenizer.ggml.eos_token_id"]
+    tokenizer = Tokenizer.from_gguf(metadata)
+    assert not tokenizer.special_tokens
+    for source in ("{{ messages[0].content }}", "{{ messages[0].content | tojson }}"):
+        template = ChatTemplate(source)
+        message = [{"role": "user", "content": 'say "<|end|>"'}]
+        assert tokenizer.decode(template.encode(message, tokenizer)) == template.render(message)
 
 
 def test_other_fields_are_no_way_in_either() -> None:

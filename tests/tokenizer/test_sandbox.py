@@ -134,6 +134,12 @@ def test_an_unsafe_attribute_reads_as_nothing() -> None:
     assert render("{{ ''.__class__ }}") == ""
 
 
+def test_a_namespace_may_be_tested_for() -> None:
+    assert (
+        render("{% set ns = namespace(a=1) %}{{ ns is defined and ns.a is number and other is undefined }}") == "True"
+    )
+
+
 def test_a_template_cannot_shadow_its_meter() -> None:
     source = "{% set environment = none %}{% set spend = none %}{% for i in range(10**7) %}{% endfor %}"
     with pytest.raises(PhialError, match="too much work"):

@@ -187,11 +187,13 @@ class ChatTemplate:
         return segments
 
 
-def _segments(text: str, masked: str, masks: Iterable[str]) -> list[tuple[str, bool]]:
+def _segments(text: str, masked: str, masks: Sequence[str]) -> list[tuple[str, bool]]:
     """`text` cut where `masked` changes between the template's own characters (True) and masks (False).
 
     White space between two masks goes with them, as it was theirs or makes no difference.
     """
+    if not masks:
+        return [(text, True)]
     mask = f"[{''.join(masks)}]"
     segments, done = [], 0
     for found in re.finditer(rf"{mask}(?:(?:{mask}|\s)*{mask})?", masked):
@@ -202,8 +204,6 @@ def _segments(text: str, masked: str, masks: Iterable[str]) -> list[tuple[str, b
 
 def _aligned(plain: str, masked: str, masks: Sequence[str]) -> list[tuple[str, bool]] | None:
     """Segments of `plain`, or None where the two renderings differ in more than the masks."""
-    if len(plain) != len(masked):
-        return None
     segments, mirror = _segments(plain, masked, masks), _segments(masked, masked, masks)
     same = all(a == b for (a, trusted), (b, _) in zip(segments, mirror, strict=True) if trusted)
     return segments if same else None

@@ -107,7 +107,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters = {name: self._charged(function) for name, function in ready.items()}
         self.filters.update(tojson=self._tojson, safe=lambda value: value)
         tests: dict[str, Any] = dict(self.tests)
-        self.tests = {name: self._charged(function) for name, function in tests.items()}
+        self.tests = {name: self._charged(function, is_test=True) for name, function in tests.items()}
         self.globals = {"range": self._range, "namespace": Namespace, "dict": dict}
         self.globals.update(raise_exception=self._raise, strftime_now=self._strftime_now)
         self._left: int | None = None
@@ -194,12 +194,12 @@ class _Environment(ImmutableSandboxedEnvironment):
         template.set_environment(self)
         return template
 
-    def _charged(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _charged(self, function: Callable[..., Any], is_test: bool = False) -> Callable[..., Any]:
         """A filter or test that spends the size of its arguments before and of its result after."""
 
         @wraps(function)
         def charged(*args: Any, **kwargs: Any) -> Any:
-            if any(isinstance(a, Namespace) for a in args):  # may hold itself a thousand times over
+            if not is_test and any(isinstance(a, Namespace) for a in args):  # may hold itself a thousand times over
                 raise SecurityError("a namespace is no plain data")
             self.spend(sum(len(a) for a in args if isinstance(a, (str, list, tuple, dict))))
             result = function(*args, **kwargs)
