@@ -67,9 +67,11 @@ void Cache::store_q8(const Kernels& kernels, uint8_t* group, uint8_t* values, in
     std::memcpy(padded, key, sizeof(float) * (size_t)head_dim_);
     kernels.quantize(padded, padded_dim_, q, scale, sum, isum);
     kernels.to_half(scale, parts, half_scale);
-    for (int w = 0; w < padded_dim_ / 4; w++) std::memcpy(group + 64 * (size_t)w + 4 * lane, q + 4 * w, 4);
-    uint16_t* key_scales = (uint16_t*)(group + 512 * (size_t)parts);
-    for (int p = 0; p < parts; p++) key_scales[KEY_GROUP * p + lane] = half_scale[p];
+    for (int p = 0; p < parts; p++) {
+        uint8_t* block = group + tile_bytes(Type::Q8_0, 32) * (size_t)p;
+        for (int w = 0; w < 8; w++) std::memcpy(block + 64 * w + 4 * lane, q + 32 * p + 4 * w, 4);
+        std::memcpy(block + 512 + 2 * lane, &half_scale[p], 2);
+    }
 
     std::memcpy(padded, value, sizeof(float) * (size_t)head_dim_);
     kernels.quantize(padded, padded_dim_, (int8_t*)values + (size_t)slot * padded_dim_, scale, sum, isum);

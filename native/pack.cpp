@@ -75,40 +75,38 @@ BlockSize block_size(Type type) {
 
 namespace {
 
-// Bytes of 16 rows' blocks: the main run, and 32 more where the scales lie behind (see format.h).
+// Bytes of 16 rows' blocks (BYTES in format.h).
 size_t packed_block_bytes(Type type) {
     switch (type) {
-        case Type::Q4_0: return 256 + 32;
+        case Type::Q4_0: return 288;
         case Type::Q4_1: return 320;
-        case Type::Q5_0: return 320 + 32;
+        case Type::Q5_0: return 352;
         case Type::Q5_1: return 384;
-        case Type::Q8_0: return 512 + 32;
+        case Type::Q8_0: return 544;
         case Type::Q2_K: return 1600;
-        case Type::Q3_K: return 1792 + 32;
+        case Type::Q3_K: return 1824;
         case Type::Q4_K: return 2368;
         case Type::Q5_K: return 2880;
-        case Type::Q6_K: return 3328 + 32;
+        case Type::Q6_K: return 3360;
         default: return 16 * (size_t)block_size(type).bytes;
     }
 }
 
-struct Cursor {       // where one row's part of a packed block goes
-    uint8_t* main;    // the block's main run
-    uint8_t* behind;  // its 32 bytes of scales behind all blocks
+struct Cursor {  // where one row's part of a packed block goes
+    uint8_t* block;
     int row;
 
     void words(size_t at, const uint8_t* source, int bytes) const {
-        for (int w = 0; w < bytes / 4; w++) std::memcpy(main + at + 64 * (size_t)w + 4 * row, source + 4 * w, 4);
+        for (int w = 0; w < bytes / 4; w++) std::memcpy(block + at + 64 * (size_t)w + 4 * row, source + 4 * w, 4);
     }
-    void half(size_t at, const uint8_t* source) const { std::memcpy(main + at + 2 * row, source, 2); }
-    void half_behind(const uint8_t* source) const { std::memcpy(behind + 2 * row, source, 2); }
-    void byte(size_t at, int index, uint8_t value) const { main[at + 16 * (size_t)index + row] = value; }
+    void half(size_t at, const uint8_t* source) const { std::memcpy(block + at + 2 * row, source, 2); }
+    void byte(size_t at, int index, uint8_t value) const { block[at + 16 * (size_t)index + row] = value; }
     // Q5_0, Q5_1: one 32-bit word of fifth bits becomes bits 4 * row .. of 8 masks.
     void masks(size_t at, const uint8_t* source) const {
         uint32_t bits;
         std::memcpy(&bits, source, 4);
         for (int g = 0; g < 8; g++)
-            main[at + 8 * (size_t)g + row / 2] |= (uint8_t)(((bits >> (4 * g)) & 15) << (4 * (row % 2)));
+            block[at + 8 * (size_t)g + row / 2] |= (uint8_t)(((bits >> (4 * g)) & 15) << (4 * (row % 2)));
     }
 };
 
@@ -133,13 +131,13 @@ void unpack_scales_q3(const uint8_t* s, const Cursor& to) {
 
 void pack_block(Type type, const uint8_t* b, const Cursor& to) {
     switch (type) {
-        case Type::Q4_0: to.half_behind(b); to.words(0, b + 2, 16); break;
+        case Type::Q4_0: to.half(256, b); to.words(0, b + 2, 16); break;
         case Type::Q4_1: to.half(256, b); to.half(288, b + 2); to.words(0, b + 4, 16); break;
-        case Type::Q5_0: to.half_behind(b); to.masks(256, b + 2); to.words(0, b + 6, 16); break;
+        case Type::Q5_0: to.half(320, b); to.masks(256, b + 2); to.words(0, b + 6, 16); break;
         case Type::Q5_1:
             to.half(320, b); to.half(352, b + 2); to.masks(256, b + 4); to.words(0, b + 8, 16);
             break;
-        case Type::Q8_0: to.half_behind(b); to.words(0, b + 2, 32); break;
+        case Type::Q8_0: to.half(512, b); to.words(0, b + 2, 32); break;
         case Type::Q4_K:
             to.words(0, b + 16, 128); to.half(2304, b); to.half(2336, b + 2);
             unpack_scales_k(b + 4, to, 2048);
@@ -149,11 +147,11 @@ void pack_block(Type type, const uint8_t* b, const Cursor& to) {
             unpack_scales_k(b + 4, to, 2560);
             break;
         case Type::Q6_K:
-            to.words(0, b, 128); to.words(2048, b + 128, 64); to.half_behind(b + 208);
+            to.words(0, b, 128); to.words(2048, b + 128, 64); to.half(3328, b + 208);
             for (int i = 0; i < 16; i++) to.byte(3072, i, b[192 + i]);
             break;
         case Type::Q3_K:
-            to.words(0, b + 32, 64); to.words(1024, b, 32); to.half_behind(b + 108);
+            to.words(0, b + 32, 64); to.words(1024, b, 32); to.half(1792, b + 108);
             unpack_scales_q3(b + 96, to);
             break;
         case Type::Q2_K:
@@ -196,8 +194,6 @@ void pack_tiles(Matrix& m, const uint8_t* data, int first, int last) {
     const BlockSize size = block_size(m.type);
     const int blocks = m.columns / size.elements;
     const size_t row_bytes = (size_t)blocks * size.bytes, packed = packed_block_bytes(m.type);
-    const bool scales_behind = packed % 64 == 32;
-    const size_t main = scales_behind ? packed - 32 : packed;
     for (int t = first; t < last; t++) {
         uint8_t* tile = m.buffer.data() + m.bytes_per_tile * (size_t)t;
         const int rows = m.rows - t * TILE_ROWS < TILE_ROWS ? m.rows - t * TILE_ROWS : TILE_ROWS;
@@ -208,8 +204,7 @@ void pack_tiles(Matrix& m, const uint8_t* data, int first, int last) {
                 continue;
             }
             for (int b = 0; b < blocks; b++)
-                pack_block(m.type, row + (size_t)b * size.bytes,
-                           {tile + main * (size_t)b, tile + main * (size_t)blocks + 32 * (size_t)b, r});
+                pack_block(m.type, row + (size_t)b * size.bytes, {tile + packed * (size_t)b, r});
         }
     }
 }

@@ -47,9 +47,8 @@ template <Type TYPE, int T> static void gemv_quantised(const uint8_t* tile, cons
         f[t] = zero_f();
     }
     for (int b = 0; b < blocks; b++) {
-        const uint8_t* block = tile + (size_t)b * Fm::MAIN;
-        const uint8_t* d = tile + (size_t)blocks * Fm::MAIN + (size_t)b * 32;
-        prefetch<Fm::MAIN>(block + PREFETCH_AHEAD);
+        const uint8_t* block = tile + (size_t)b * Fm::BYTES;
+        prefetch<Fm::BYTES>(block + PREFETCH_AHEAD);
         unrolled<SUBS>([&](auto s) INLINE_LAMBDA {
             constexpr int S = decltype(s)::value;
             const int j = b * SUBS + S;
@@ -58,7 +57,7 @@ template <Type TYPE, int T> static void gemv_quantised(const uint8_t* tile, cons
                 for (int t = 0; t < T; t++)
                     x[t] = Fm::OFFSET ? set1_i(-Fm::OFFSET * (ai[t][2 * j] + ai[t][2 * j + 1])) : zero_i();
                 dot_block<Fm, S, 0, 8, T>(block, q, 32 * j, x);
-                const Floats scale = Fm::scale(block, d, S);
+                const Floats scale = Fm::scale(block, S);
                 for (int t = 0; t < T; t++) f[t] = fma(to_float(x[t]), mul(scale, set1(ad[t][j])), f[t]);
                 if constexpr (Fm::MIN) {
                     const Floats low = Fm::low(block, S);
@@ -70,7 +69,7 @@ template <Type TYPE, int T> static void gemv_quantised(const uint8_t* tile, cons
                     for (int t = 0; t < T; t++)
                         x[t] = Fm::OFFSET ? set1_i(-Fm::OFFSET * ai[t][2 * j + H]) : zero_i();
                     dot_block<Fm, S, 4 * H, 4 * H + 4, T>(block, q, 32 * j, x);
-                    const Floats scale = Fm::scale(block, d, 2 * S + H);
+                    const Floats scale = Fm::scale(block, 2 * S + H);
                     for (int t = 0; t < T; t++) f[t] = fma(to_float(x[t]), mul(scale, set1(ad[t][j])), f[t]);
                     if constexpr (Fm::MIN) {
                         const Floats low = Fm::low(block, 2 * S + H);
@@ -163,8 +162,7 @@ template <Type TYPE> static void expand_quantised(const uint8_t* tile, int k, Pa
     p.wide = Fm::WIDE;
     const int blocks = k / Fm::BLOCK;
     for (int b = 0; b < blocks; b++) {
-        const uint8_t* block = tile + (size_t)b * Fm::MAIN;
-        const uint8_t* d = tile + (size_t)blocks * Fm::MAIN + (size_t)b * 32;
+        const uint8_t* block = tile + (size_t)b * Fm::BYTES;
         uint8_t* codes = p.codes + (size_t)b * Fm::BLOCK * TILE_ROWS;
         unrolled<SUBS>([&](auto s) INLINE_LAMBDA {
             unrolled<8>([&](auto g) INLINE_LAMBDA {
@@ -173,7 +171,7 @@ template <Type TYPE> static void expand_quantised(const uint8_t* tile, int k, Pa
             });
         });
         for (int i = 0; i < PARTS; i++) {
-            store_f(p.scale + TILE_ROWS * ((size_t)b * PARTS + i), Fm::scale(block, d, i));
+            store_f(p.scale + TILE_ROWS * ((size_t)b * PARTS + i), Fm::scale(block, i));
             if (Fm::MIN) store_f(p.min + TILE_ROWS * ((size_t)b * PARTS + i), Fm::low(block, i));
         }
     }
