@@ -101,6 +101,8 @@ class FakeSession:
 class FakeEngine:
     """Follows `script`: after the tokens of the prompt come the tokens of the script, then EOS."""
 
+    backend_name, kernel_set = "fake", "none"
+
     def __init__(self, pieces: Sequence[bytes], script: Sequence[int], prompt: Sequence[int]) -> None:
         self.tokenizer = FakeTokenizer(pieces)
         self.script, self.prompt = [*script, EOS], list(prompt)

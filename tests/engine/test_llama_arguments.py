@@ -121,8 +121,8 @@ def test_an_unknown_argument_is_a_type_error(tmp_path: Path) -> None:
 def test_verbose_tells_timings_and_no_perf_does_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    llm = fake_llama(monkeypatch, tmp_path, [b"x", b"y"])
-    llm.verbose = True
+    llm = fake_llama(monkeypatch, tmp_path, [b"x", b"y"], verbose=True)
+    assert capfd.readouterr().err == "phial: a fake: fake (none), context of 512 tokens\n"
     llm("P")
     out, err = capfd.readouterr()
     assert out == "" and "2 prompt tokens" in err and "2 new ones" in err

@@ -263,3 +263,36 @@ def test_static_functions() -> None:
     logprobs = Llama.logits_to_logprobs([[0.0, 0.0], [1000.0, -np.inf]])
     assert logprobs == pytest.approx(np.array([[-np.log(2), -np.log(2)], [0.0, -np.inf]]))
     assert Llama.logits_to_logprobs(np.zeros((2, 3)), axis=0)[0, 0] == pytest.approx(-np.log(2))
+
+
+def test_logits_kept_under_other_rope_factors_are_not_reused(all_logits: Llama) -> None:
+    engine: Any = all_logits.model
+    session: Any = all_logits.ctx
+    engine.config.uses_long = lambda n: n > 4
+
+    def evaluated_by(prompt: str) -> int:
+        before = len(session.evaluated)
+        all_logits(prompt, max_tokens=1)
+        return len(session.evaluated) - before
+
+    assert evaluated_by("abc") == 4
+    assert evaluated_by("abd") == 1, "both short"
+    assert evaluated_by("abcde") == 6, "short rows are no use to a long text"
+    assert evaluated_by("abcdf") == 1, "both long"
+    assert evaluated_by("abc") == 4
+
+
+def test_an_interrupted_evaluation_leaves_no_stale_logits(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm.eval(llm.tokenize(b"P"))
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.ctx, "eval", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm("Pz")
+    engine: Any = llm.model
+    assert list(llm.eval_tokens) == llm.tokenize(b"P")
+    llm.ctx.truncate(1)
+    assert np.array_equal(llm.last_logits, engine.logits([BOS]))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from phial.engine.engine import Engine
 from phial.engine.llama_arguments import POOLING_NONE, cache_type, chosen_seed, sampling_params
 from phial.engine.llama_state import BaseLlamaCache, LlamaState, longest_token_prefix
-from phial.engine.llama_types import Criterion, Processor, as_criterion, as_processor
+from phial.engine.llama_types import Criterion, Processor, as_criterion, as_processor, processed
 from phial.engine.sampling import Sampler
 from phial.engine.session import Session
 from phial.engine.vocabulary import Vocabulary
@@ -76,6 +76,8 @@ class LlamaCore:
         self._logits: NDArray[np.float32] | None = None
         if self._engine is not None:
             self._session = self._engine.session(self._n_ctx)
+            kind = f"{self._engine.backend_name} ({self._engine.kernel_set})"
+            self._report(f"{self.metadata.get('general.name', path)}: {kind}, context of {self._n_ctx} tokens")
 
     @property
     def model(self) -> Engine:
@@ -223,7 +225,7 @@ class LlamaCore:
                 f"no logits of position {idx}", f"{self.n_tokens} tokens, logits_all={self._logits_all}"
             )
         tokens = self.ctx.tokens
-        return sampler.sample(_processed(as_processor(logits_processor), tokens, logits), tokens)
+        return sampler.sample(processed(as_processor(logits_processor), tokens, logits), tokens)
 
     def generate(
         self,
@@ -277,7 +279,7 @@ class LlamaCore:
             self.eval(pending)
             logits = self.last_logits
             ids = self.ctx.tokens if processor or criterion else []
-            token = sampler.sample(_processed(processor, ids, logits), drawn)
+            token = sampler.sample(processed(processor, ids, logits), drawn)
             if criterion is not None and criterion(np.array(ids, np.intc), logits):
                 return
             drawn.append(token)
@@ -380,16 +382,6 @@ class LlamaCore:
         """Say something that only a verbose Llama says."""
         if self.verbose:
             print(f"phial: {line}", file=sys.stderr)
-
-
-def _processed(processor: Processor | None, ids: Sequence[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The logits after the processor, which gets a copy it may change."""
-    if processor is None:
-        return logits
-    result = np.asarray(processor(np.array(ids, np.intc), logits.copy()), np.float32)
-    if result.shape != logits.shape:
-        raise ArgumentError(f"a logits processor returned the shape {result.shape}", f"expected {logits.shape}")
-    return result
 
 
 def _is_scalar(value: object) -> bool:

@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from phial.errors import ArgumentError
+
 FinishReason = Literal["stop", "length"]
 Processor = Callable[[NDArray[np.intc], NDArray[np.float32]], NDArray[np.float32]]
 Criterion = Callable[[NDArray[np.intc], NDArray[np.float32]], bool]
@@ -174,3 +176,17 @@ def as_criterion(criteria: Criterion | Sequence[Criterion] | None) -> Criterion 
     if criteria is None or callable(criteria):
         return criteria
     return StoppingCriteriaList(criteria)
+
+
+def processed(processor: Processor | None, ids: Sequence[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The logits after the processor, which gets a copy it may change.
+
+    Raises:
+        ArgumentError: it returned an array of another shape.
+    """
+    if processor is None:
+        return logits
+    result = np.asarray(processor(np.array(ids, np.intc), logits.copy()), np.float32)
+    if result.shape != logits.shape:
+        raise ArgumentError(f"a logits processor returned the shape {result.shape}", f"expected {logits.shape}")
+    return result

@@ -82,7 +82,7 @@ def room_for(ids: Sequence[int], bos: int, n_ctx: int, max_tokens: int | None) -
         warnings.warn(
             "the prompt begins with two BOS tokens, which makes answers worse; leave one out",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     if len(ids) >= n_ctx:
         raise ContextLimitError(
