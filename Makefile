@@ -15,12 +15,14 @@ MODELS ?= $(or $(PHIAL_BENCH),$(HOME)/.cache/phial-bench)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 QUESTION ?= How to explain Internet to a medieval knight?
+# The default model is tiny: it stays on the subject at a low temperature and not for long.
+SAMPLING ?= --temperature 0.2 --top-p 0.9 --seed 2 --max-tokens 128
 NATIVE := CMakeLists.txt $(shell find native -name '*.cpp' -o -name '*.h')
 
 .PHONY: run test test-slow lint peers bench wheel clean
 
 run: $(VENV)/.installed
-	@$(BIN)/phial run "$(QUESTION)"
+	@$(BIN)/phial run $(SAMPLING) "$(QUESTION)"
 
 test: $(VENV)/.installed $(VENV)/.tested-with
 	@$(BIN)/phial pull smollm2-135m || echo "make: no test model; the tests that need it will say so and be skipped" >&2
