@@ -206,6 +206,18 @@ def test_draws_follow_the_distribution(params: dict[str, Any]) -> None:
     assert abs(chi_square(counts, dict(zip(ids.tolist(), p.tolist(), strict=True)))) < 4
 
 
+@pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2**-53])
+def test_a_token_of_probability_zero_is_never_drawn(number: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = Sampler(SamplingParams(**{**OFF, "temperature": 1e-3}), 5)
+
+    class Fixed:
+        def random(self) -> float:
+            return number
+
+    monkeypatch.setattr(sampler, "_random", Fixed())
+    assert sampler.sample(np.array([0, 0, 9, 9, 0], np.float32), []) in (2, 3)
+
+
 def test_a_seed_fixes_the_draws_and_none_draws_a_fresh_readable_one() -> None:
     logits = logits_of(1000, 0)
     draw = lambda seed: [s.sample(logits, []) for s in [Sampler(SamplingParams(seed=seed), 1000)] for _ in range(50)]  # noqa: E731

@@ -186,6 +186,20 @@ def test_a_new_session_takes_over_the_pages_of_an_ended_one() -> None:
     assert backend.tokens_run == before + 2
 
 
+def test_a_kept_prefix_always_leaves_something_to_compute() -> None:
+    engine = toy_engine()
+    with engine.session(64) as first:
+        first.eval(text(8))
+    second = engine.session(64)
+    assert second.reuse_prefix(text(8)) == 4  # both pages are known, but the last token's logits are wanted
+    with engine.session(64) as first:
+        first.eval(text(32))
+    session = engine.session(64)
+    session.eval(text(32)[:20])
+    rows = session.eval(text(32)[20:], all_logits=True)  # switches to kept pages of the long set: 12 rows all the same
+    np.testing.assert_array_equal(rows, [logits_of(text(32)[: i + 1], long=True) for i in range(20, 32)])
+
+
 def test_reuse_keeps_at_most_all_but_the_last_token_and_forgets_the_rest() -> None:
     session = toy_engine().session(64)
     session.eval([1, 2, 3, 4, 5])

@@ -74,7 +74,7 @@ def estimate_for(
     tensors = [info for name, info in file.tensors.items() if name not in ROPE_TENSORS]
     page = PAGE_TOKENS * config.kv_bytes_per_token(cache_type)
     cache = -(-n_ctx // PAGE_TOKENS) * page
-    process = _PROCESS + _VOCABULARY_ENTRY.get(file.metadata.get("tokenizer.ggml.model"), 1000) * config.n_vocab
+    process = _PROCESS + _VOCABULARY_ENTRY.get(str(file.metadata.get("tokenizer.ggml.model")), 1000) * config.n_vocab
     compute = _step_bytes(config, min(n_ctx, BATCH_TOKENS), n_threads)
     if backend == "reference":
         mapped = sum(info.n_bytes for info in tensors)

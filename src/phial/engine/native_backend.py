@@ -131,7 +131,8 @@ def _feed(model: _native.Model, file: GGUFFile, progress: Progress | None) -> No
             model.set_tensor(name, layer, 0, 1, info.shape[0], data)
             file.release(info.name)
         else:
-            model.set_tensor(name, layer, int(info.type), *info.shape, file.data(info.name))
+            rows, columns = info.shape
+            model.set_tensor(name, layer, int(info.type), rows, columns, file.data(info.name))
         done += info.n_bytes
         if progress is not None:
             progress(done, total)

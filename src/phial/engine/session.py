@@ -88,7 +88,7 @@ class Session:
         table = self._table
         try:
             self._tokens.extend(new)
-            self._choose_factors(table, total - rows, search=table.n_tokens < past)
+            self._choose_factors(table, total - rows)
             logits = self._run(table, self._tokens, Want.ALL if all_logits else Want.LAST, rows, progress)
         except BaseException:
             self._cut(past)
@@ -227,7 +227,7 @@ class Session:
             self._table.cut(n, self._tokens)
             del self._tokens[n:]
 
-    def _choose_factors(self, table: PageTable, limit: int, *, search: bool) -> None:
+    def _choose_factors(self, table: PageTable, limit: int, *, search: bool = False) -> None:
         """Bring the table to the factor set of the present length; search: fill it from kept pages, up to `limit`."""
         long = self.engine.config.uses_long(len(self._tokens))
         with self.engine.lock:
