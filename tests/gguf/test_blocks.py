@@ -90,6 +90,12 @@ def test_float_types_are_stored_exactly_as_the_peer_does(kind: GGMLType) -> None
     assert np.isnan(dequantize(quantize(np.full((1, 1), np.nan, np.float32), kind), kind, (1, 1))).all()
 
 
+def test_bfloat16_rounds_ties_to_even_and_keeps_every_nan() -> None:
+    bits = [0x3F808000, 0x3F818000, 0x3F808001, 0x7F800001, 0xFFFFFFFF]
+    stored = quantize(np.array(bits, np.uint32).view(np.float32), GGMLType.BF16).view(np.uint16)
+    assert [hex(value) for value in stored] == ["0x3f80", "0x3f82", "0x3f81", "0x7fc0", "0xffff"]
+
+
 # Half a step of the widest group, plus what rounding the group scales to 4 or 6 bits may shift (K types): the mean
 # absolute error of standard normal values. Measured once and rounded up; a wrong bit plane is far outside.
 MEAN_ERROR = {
@@ -155,11 +161,11 @@ def test_a_wrong_byte_count_is_refused_with_both_numbers() -> None:
 
 
 @pytest.mark.parametrize("kind", BLOCKED)
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
-def test_values_a_block_cannot_hold_are_refused(kind: GGMLType, bad: float) -> None:
+@pytest.mark.parametrize(("bad", "says"), [(np.nan, "NaN or infinity"), (np.inf, "NaN or infinity"), (3e38, "float16")])
+def test_values_a_block_cannot_hold_are_refused(kind: GGMLType, bad: float, says: str) -> None:
     x = np.ones((1, 256), np.float32)
     x[0, 3] = bad
-    with pytest.raises(ArgumentError):
+    with pytest.raises(ArgumentError, match=says):
         quantize(x, kind)
 
 

@@ -83,6 +83,15 @@ def test_caps_hold_even_where_the_file_is_large_enough(
     assert field in message and str(count) in message and str(count - 1) in message
 
 
+def test_the_string_cap_holds_inside_arrays(tmp_path: Path) -> None:
+    path, length = tmp_path / "sparse.gguf", layout.MAX_STRING_BYTES + 1
+    words = craft.array(craft.STRING, 2, craft.text(b"a") + craft.u64(length))
+    path.write_bytes(b"GGUF" + craft.u32(3) + craft.u64(0) + craft.u64(1) + craft.key(b"k", craft.ARRAY, words))
+    os.truncate(path, 64 << 20)
+    message = refused(path).message
+    assert "'k'[1] length" in message and str(length) in message and str(length - 1) in message
+
+
 def test_a_header_beyond_its_cap_is_refused_before_it_is_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
