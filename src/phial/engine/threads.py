@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from phial.errors import ArgumentError
@@ -10,6 +11,11 @@ from phial.errors import ArgumentError
 MAX_THREADS = 255  # the native core's limit
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+
+
+def available_cpus() -> int:
+    """Return the number of logical processors this process may run on, hardware threads counted singly."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_cores(cpus: Path = _CPUS, cgroup_limit: Path = _CGROUP_LIMIT) -> int:
@@ -33,9 +39,16 @@ def available_cores(cpus: Path = _CPUS, cgroup_limit: Path = _CGROUP_LIMIT) -> i
 
 
 def checked_threads(name: str, value: int | None) -> int:
-    """Return the number of threads to use; None means all available cores."""
+    """Return the number of threads to use; None means all available cores.
+
+    More threads than processors would only wait for each other at every barrier: they are not started, which is said
+    on stderr. The result does not depend on the number.
+    """
     if value is None:
         return min(available_cores(), MAX_THREADS)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_THREADS:
         raise ArgumentError(f"{name} is {value!r}", f"use 1 to {MAX_THREADS} (this machine: {available_cores()})")
-    return value
+    cpus = available_cpus()
+    if value > cpus:
+        print(f"phial: {name} is {value}, but {cpus} processors are available: using {cpus}", file=sys.stderr)
+    return min(value, cpus)
