@@ -108,9 +108,7 @@ def test_fingerprints_tell_files_of_one_shape_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_session_of_a_differently_trained_model_is_refused(tmp_path: Path, backend: str) -> None:
-    first, second = (
-        Engine.open(write_tiny(tmp_path / f"{seed}.gguf", seed=seed), backend=backend) for seed in (1, 2)
-    )
+    first, second = (Engine.open(write_tiny(tmp_path / f"{seed}.gguf", seed=seed), backend=backend) for seed in (1, 2))
     with first, second:
         session = first.session(64)
         session.eval([1, 2, 3])
@@ -162,8 +160,14 @@ def write_random(path: Path, kind: GGMLType, width: int = 256, n_layer: int = 2,
         stored = kind if len(shape) == 2 else GGMLType.F32
         data = random_blocks(stored, shape, rng) if len(shape) == 2 else np.ones(shape, np.float32).view(np.uint8)
         tensors.append((f"{name}.weight", shape, stored, data))
-    sizes = {"embedding_length": width, "feed_forward_length": 2 * width, "block_count": n_layer,
-             "attention.head_count": width // 64, "attention.head_count_kv": width // 64, "context_length": context}
+    sizes = {
+        "embedding_length": width,
+        "feed_forward_length": 2 * width,
+        "block_count": n_layer,
+        "attention.head_count": width // 64,
+        "attention.head_count_kv": width // 64,
+        "context_length": context,
+    }
     write_gguf(path, metadata("llama") | {f"llama.{key}": value for key, value in sizes.items()}, tensors)
     return path
 
@@ -197,8 +201,14 @@ print(next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if 
 
 
 def measured_peak(path: Path, n_ctx: int, cache_type: str, backend: str) -> int:
-    done = subprocess.run([sys.executable, "-c", FULL_CONTEXT, str(path), str(n_ctx), cache_type, backend],
-                          capture_output=True, text=True, timeout=250, check=True, env=dict(os.environ))
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_CONTEXT, str(path), str(n_ctx), cache_type, backend],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=True,
+        env=dict(os.environ),
+    )
     return int(json.loads(done.stdout))
 
 

@@ -46,8 +46,11 @@ FAMILIES = {
     "qwen2 tied": lambda folder, **kw: tiny_models.tiny_qwen2(folder, tie=True, **kw),
 }
 EVERY_TYPE = [(family, kind) for family in ("phi3 longrope window", "llama") for kind in GGMLType]
-FEW_TYPES = [(family, kind) for family in ("phi3", "phi4 partial rotary tied", "qwen2 tied")
-             for kind in (GGMLType.F32, GGMLType.Q4_0, GGMLType.Q6_K)]
+FEW_TYPES = [
+    (family, kind)
+    for family in ("phi3", "phi4 partial rotary tied", "qwen2 tied")
+    for kind in (GGMLType.F32, GGMLType.Q4_0, GGMLType.Q6_K)
+]
 GREEDY = SamplingParams(temperature=0)
 
 
@@ -158,8 +161,9 @@ def test_the_environment_chooses_the_kernel_set_and_an_unknown_one_lists_the_usa
 
 
 def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", program], env={**os.environ, **environment}, text=True,
-                          capture_output=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **environment}, text=True, capture_output=True, timeout=120
+    )
 
 
 @pytest.mark.parametrize("cache_type", ["f16", "q8_0"])

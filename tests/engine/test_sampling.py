@@ -145,8 +145,11 @@ def test_temperature_closed_form() -> None:
     logits = np.log(np.array([0.1, 0.2, 0.7])).astype(np.float32)
     for temperature in (0.25, 1.0, 3.0):
         _, p = Sampler(SamplingParams(**{**OFF, "temperature": temperature}), 3).distribution(logits, [])
-        np.testing.assert_allclose(p, np.array([0.1, 0.2, 0.7]) ** (1 / temperature) /
-                                   (np.array([0.1, 0.2, 0.7]) ** (1 / temperature)).sum(), rtol=1e-5)
+        np.testing.assert_allclose(
+            p,
+            np.array([0.1, 0.2, 0.7]) ** (1 / temperature) / (np.array([0.1, 0.2, 0.7]) ** (1 / temperature)).sum(),
+            rtol=1e-5,
+        )
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1e300])
@@ -163,7 +166,8 @@ def test_extreme_temperatures_stay_distributions(temperature: float) -> None:
 def test_temperature_zero_is_greedy_after_bias_and_penalties(temperature: float) -> None:
     logits = np.array([1.0, 3.0, 2.0], np.float32)
     take = lambda context, **params: Sampler(  # noqa: E731
-        SamplingParams(temperature=temperature, **params), 3).sample(logits, context)
+        SamplingParams(temperature=temperature, **params), 3
+    ).sample(logits, context)
     assert take([]) == 1
     assert take([], logit_bias={0: 5.0}) == 0
     assert take([], logit_bias={1: -math.inf}) == 2

@@ -98,13 +98,26 @@ class ToyBackend:
 def toy_config(**changes: Any) -> ModelConfig:
     """A LongRoPE model that switches above ORIGINAL_CONTEXT tokens."""
     sizes = {"n_vocab": N_VOCAB, "n_embd": N_EMBD, "n_layer": 1, "n_head": 1, "n_head_kv": 1, "head_dim": 4, "n_ff": 8}
-    rope = {"rope_theta": 1e4, "rope_dim": 4, "rope_interleaved": False, "rope_original_context": ORIGINAL_CONTEXT,
-            "rope_short_factors": (1.0, 1.0), "rope_long_factors": (2.0, 3.0)}
+    rope = {
+        "rope_theta": 1e4,
+        "rope_dim": 4,
+        "rope_interleaved": False,
+        "rope_original_context": ORIGINAL_CONTEXT,
+        "rope_short_factors": (1.0, 1.0),
+        "rope_long_factors": (2.0, 3.0),
+    }
     values = {"architecture": "phi3", "n_ctx_train": 128, "rms_norm_eps": 1e-5, **sizes, **rope, **changes}
     return ModelConfig(**values)
 
 
 def toy_engine(prefix_pages: int = 64, model: str = "toy", **changes: Any) -> Engine:
     """An engine over the toy backend."""
-    return Engine(ToyBackend(), toy_config(**changes), tokenizer=None, identity=Identity(model, "f16", "toy"),  # type: ignore[arg-type]
-                  metadata={}, path=Path("toy.gguf"), prefix_bytes=prefix_pages * ToyStore.page_bytes)
+    return Engine(
+        ToyBackend(),
+        toy_config(**changes),
+        tokenizer=None,
+        identity=Identity(model, "f16", "toy"),  # type: ignore[arg-type]
+        metadata={},
+        path=Path("toy.gguf"),
+        prefix_bytes=prefix_pages * ToyStore.page_bytes,
+    )

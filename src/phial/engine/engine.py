@@ -48,8 +48,15 @@ class Engine:
     """
 
     def __init__(
-        self, backend: Backend, config: ModelConfig, tokenizer: Tokenizer, identity: Identity,
-        *, metadata: dict[str, Any], path: Path, prefix_bytes: int = PREFIX_BYTES,
+        self,
+        backend: Backend,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        identity: Identity,
+        *,
+        metadata: dict[str, Any],
+        path: Path,
+        prefix_bytes: int = PREFIX_BYTES,
     ) -> None:
         self.config, self.tokenizer, self.identity = config, tokenizer, identity
         self.metadata, self.path = metadata, path
@@ -101,8 +108,9 @@ class Engine:
             _warn_if_tight(file, config, cache_type, kind)
             loaded = _load(kind, file, config, cache_type, threads, batch, progress)
             identity = Identity(model_fingerprint(file, config), cache_type, kind)
-            return cls(loaded, config, tokenizer, identity, metadata=file.metadata, path=file.path,
-                       prefix_bytes=prefix_bytes)
+            return cls(
+                loaded, config, tokenizer, identity, metadata=file.metadata, path=file.path, prefix_bytes=prefix_bytes
+            )
 
     @property
     def kernel_set(self) -> str:
@@ -122,8 +130,10 @@ class Engine:
             raise ArgumentError(f"n_ctx is {n_ctx!r}", f"use 1 up to the trained context, {self.config.n_ctx_train}")
         if n_ctx > self.config.n_ctx_train and not self._warned:
             self._warned = True
-            _say(f"n_ctx is {n_ctx}, more than the {self.config.n_ctx_train} tokens the model was trained with: "
-                 "text beyond that will be poor")
+            _say(
+                f"n_ctx is {n_ctx}, more than the {self.config.n_ctx_train} tokens the model was trained with: "
+                "text beyond that will be poor"
+            )
         with self.lock:
             session = Session(self, int(n_ctx))
             self._sessions.add(session)
@@ -171,15 +181,22 @@ def _choose_backend(backend: str, kernels: str | None) -> str:
         if kernels is not None:
             raise ArgumentError(f"kernels is {kernels!r}, but the reference backend has none", "leave kernels out")
     elif not native_backend.is_available():
-        raise ArgumentError("backend is 'native', but this installation has no compiled core",
-                            "build it (pip install .) or use backend='reference'")
+        raise ArgumentError(
+            "backend is 'native', but this installation has no compiled core",
+            "build it (pip install .) or use backend='reference'",
+        )
     else:
         native_backend.choose_kernels(kernels)
     return backend
 
 
 def _load(
-    kind: str, file: GGUFFile, config: ModelConfig, cache_type: str, n_threads: int, n_threads_batch: int,
+    kind: str,
+    file: GGUFFile,
+    config: ModelConfig,
+    cache_type: str,
+    n_threads: int,
+    n_threads_batch: int,
     progress: Callable[[int, int], None] | None,
 ) -> Backend:
     if kind == "native":

@@ -168,8 +168,10 @@ class Sampler:
     def _adjust(self, logits: NDArray[np.float32], context: Sequence[int]) -> NDArray[np.float32]:
         """Apply logit bias and penalties to a copy; the logits themselves where there is nothing to apply."""
         params = self.params
-        penalised = params.penalty_last_n != 0 and len(context) > 0 and (
-            params.repeat_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+        penalised = (
+            params.penalty_last_n != 0
+            and len(context) > 0
+            and (params.repeat_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0)
         )
         if not penalised and not len(self._bias):
             return logits
@@ -184,8 +186,9 @@ class Sampler:
         params = self.params
         ids = np.fromiter(counts.keys(), np.int64, len(counts))
         if ids.min() < 0 or ids.max() >= self.n_vocab:
-            raise ArgumentError(f"the context holds token ids from {ids.min()} to {ids.max()}",
-                                f"ids run from 0 to {self.n_vocab - 1}")
+            raise ArgumentError(
+                f"the context holds token ids from {ids.min()} to {ids.max()}", f"ids run from 0 to {self.n_vocab - 1}"
+            )
         times = np.fromiter(counts.values(), np.float64, len(counts))
         values = logits[ids].astype(np.float64)
         values = np.where(values > 0, values / params.repeat_penalty, values * params.repeat_penalty)
@@ -211,8 +214,10 @@ def _bad_logits(logits: NDArray[np.float32]) -> PhialError:
     if np.all(np.isneginf(logits)):
         return PhialError("every token is forbidden: all logits are -inf", "loosen logit_bias or the mask")
     count = int(np.count_nonzero(np.isnan(logits) | np.isposinf(logits)))
-    return PhialError(f"{count} of {len(logits)} logits are NaN or infinite",
-                      "the model file may be damaged; check it with `phial inspect`")
+    return PhialError(
+        f"{count} of {len(logits)} logits are NaN or infinite",
+        "the model file may be damaged; check it with `phial inspect`",
+    )
 
 
 def _heated(values: Floats, temperature: float) -> Floats:

@@ -44,8 +44,14 @@ class Saved:
 def dump(identity: Identity, tokens: Sequence[int], table: PageTable) -> bytes:
     """Return the saved form of a session."""
     store = table.pool.store
-    header = {**vars(identity), "tokens": len(tokens), "cached": table.n_tokens, "long": table.long,
-              "page_tokens": store.page_tokens, "page_bytes": store.page_bytes}
+    header = {
+        **vars(identity),
+        "tokens": len(tokens),
+        "cached": table.n_tokens,
+        "long": table.long,
+        "page_tokens": store.page_tokens,
+        "page_bytes": store.page_bytes,
+    }
     text = json.dumps(header, sort_keys=True).encode()
     parts = [MAGIC, struct.pack("<I", len(text)), text, np.asarray(tokens, "<i4").tobytes()]
     parts += [store.read_page(page) for page in table.pages]
@@ -71,8 +77,10 @@ def parse(data: bytes, identity: Identity, store: PageStore) -> Saved:
         raise FormatError(f"the saved session's header is unreadable: {error!r}", "save it again") from error
     _check_owner(header, identity)
     if (page_tokens, page_bytes) != (store.page_tokens, store.page_bytes):
-        raise PhialError(f"the saved session has pages of {page_tokens} tokens and {page_bytes} bytes",
-                         f"this build has {store.page_tokens} and {store.page_bytes}: save it again")
+        raise PhialError(
+            f"the saved session has pages of {page_tokens} tokens and {page_bytes} bytes",
+            f"this build has {store.page_tokens} and {store.page_bytes}: save it again",
+        )
     ids_at = start + length
     pages_at = ids_at + 4 * n_tokens
     n_pages = -(-n_cached // page_tokens)
@@ -80,12 +88,18 @@ def parse(data: bytes, identity: Identity, store: PageStore) -> Saved:
     if not 0 <= n_cached <= n_tokens or expected != len(data):
         raise FormatError(f"the saved session has {len(data)} bytes, its header asks for {expected}", "save it again")
     tokens = np.frombuffer(data, "<i4", n_tokens, ids_at).tolist()
-    return Saved(tokens, n_cached, long,
-                 [data[at : at + page_bytes] for at in range(pages_at, pages_at + n_pages * page_bytes, page_bytes)])
+    return Saved(
+        tokens,
+        n_cached,
+        long,
+        [data[at : at + page_bytes] for at in range(pages_at, pages_at + n_pages * page_bytes, page_bytes)],
+    )
 
 
 def _check_owner(header: dict[str, Any], identity: Identity) -> None:
     for name, ours in vars(identity).items():
         if header.get(name) != ours:
-            raise PhialError(f"the saved session has the {name.replace('_', ' ')} {header.get(name)!r}, not {ours!r}",
-                             "load it with the model file, cache type and backend it was saved with")
+            raise PhialError(
+                f"the saved session has the {name.replace('_', ' ')} {header.get(name)!r}, not {ours!r}",
+                "load it with the model file, cache type and backend it was saved with",
+            )
