@@ -19,7 +19,7 @@ QUESTION ?= How to explain Internet to a medieval knight?
 SAMPLING ?= --temperature 0.2 --top-p 0.9 --seed 2 --max-tokens 128
 NATIVE := CMakeLists.txt $(shell find native -name '*.cpp' -o -name '*.h')
 
-.PHONY: run test test-slow lint peers bench wheel clean
+.PHONY: run test test-slow test-neon neon-tools lint peers bench wheel clean
 
 run: $(VENV)/.installed
 	@$(BIN)/phial run $(SAMPLING) "$(QUESTION)"
@@ -27,8 +27,9 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed $(VENV)/.tested-with
 	@$(BIN)/phial pull smollm2-135m || echo "make: no test model; the tests that need it will say so and be skipped" >&2
 	$(BIN)/python -m pytest -m "not slow"
+	@echo "make: the NEON kernels were not run; make test-neon runs them under an emulator" >&2
 
-test-slow: $(VENV)/.installed $(VENV)/.tested-with
+test-slow: $(VENV)/.installed $(VENV)/.tested-with neon-tools
 	@$(BIN)/phial pull smollm2-135m || echo "make: no test model; the tests that need it will say so and be skipped" >&2
 	@$(PIP) install --quiet --no-build-isolation --editable ".[fuzz]" || echo "make: no atheris; fuzzing will be skipped" >&2
 	$(BIN)/python -m pytest
@@ -79,3 +80,14 @@ $(PEERS)/.installed:
 $(MODELS)/phi-3-mini-%.gguf: | $(VENV)/.installed
 	@mkdir -p $(MODELS)
 	$(BIN)/python bench/make_random_gguf.py $* $@
+
+# ---- the ARM kernels, cross-compiled and run under an emulator ----
+
+test-neon: $(VENV)/.installed $(VENV)/.tested-with neon-tools
+	$(BIN)/python -m pytest -ra tests/native/test_neon.py
+
+neon-tools:
+	@{ command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64; } >/dev/null || \
+		{ test "$$(id -u)" = 0 && test -f /etc/debian_version && apt-get update -qq && \
+		  apt-get install -y -qq g++-aarch64-linux-gnu qemu-user >/dev/null; } || \
+		echo "make: NEON WILL NOT BE TESTED: install g++-aarch64-linux-gnu and qemu-user (Debian) to have it run" >&2
