@@ -28,6 +28,7 @@ bool has_avx512vnni() {
 #elif defined(__aarch64__) && defined(__linux__)
 
 bool has_dotprod() { return getauxval(AT_HWCAP) & (1ul << 20); }  // HWCAP_ASIMDDP
+bool has_i8mm() { return getauxval(AT_HWCAP2) & (1ul << 13); }    // HWCAP2_I8MM
 
 #elif defined(__aarch64__) && defined(__APPLE__)
 
@@ -37,10 +38,12 @@ bool sysctl_flag(const char* name) {
     return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value;
 }
 bool has_dotprod() { return sysctl_flag("hw.optional.arm.FEAT_DotProd"); }
+bool has_i8mm() { return sysctl_flag("hw.optional.arm.FEAT_I8MM"); }
 
 #elif defined(__aarch64__) || defined(_M_ARM64)
 
 bool has_dotprod() { return false; }
+bool has_i8mm() { return false; }
 
 #endif
 
@@ -73,6 +76,7 @@ std::vector<std::string> cpu_features() {
 #elif defined(__aarch64__) || defined(_M_ARM64)
     names.push_back("neon");
     if (has_dotprod()) names.push_back("dotprod");
+    if (has_i8mm()) names.push_back("i8mm");
 #endif
     return names;
 }
@@ -84,6 +88,7 @@ std::vector<const Kernels*> usable_kernels() {
     if (has_avx512vnni()) sets.push_back(&avx512vnni_kernels());
 #elif defined(__aarch64__) || defined(_M_ARM64)
     if (has_dotprod()) sets.push_back(&neon_dotprod_kernels());
+    if (has_dotprod() && has_i8mm()) sets.push_back(&neon_i8mm_kernels());
 #endif
     return sets;
 }

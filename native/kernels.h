@@ -79,6 +79,7 @@ const Kernels& avx2_kernels();
 const Kernels& avx512vnni_kernels();
 #elif defined(__aarch64__) || defined(_M_ARM64)
 const Kernels& neon_dotprod_kernels();
+const Kernels& neon_i8mm_kernels();
 #endif
 
 }  // namespace phial

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-MACHINE_SPECIFIC = ("avx2", "avx512vnni", "neon_dotprod")
+MACHINE_SPECIFIC = ("avx2", "avx512vnni", "neon_dotprod", "neon_i8mm")
 LINKABLE = set("TWVuDBR")  # nm's letters for symbols other object files can see
 
 PROGRAM = """

@@ -40,7 +40,11 @@ def kernel_check(repository: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("cpu", "sets"),
-    [("max", ["scalar", "neon_dotprod"]), ("cortex-a76", ["scalar", "neon_dotprod"]), ("cortex-a72", ["scalar"])],
+    [
+        ("max", ["scalar", "neon_dotprod", "neon_i8mm"]),
+        ("cortex-a76", ["scalar", "neon_dotprod"]),
+        ("cortex-a72", ["scalar"]),
+    ],
 )
 def test_every_set_the_cpu_offers_agrees_with_scalar(kernel_check: Path, cpu: str, sets: list[str]) -> None:
     done = subprocess.run([EMULATOR, "-cpu", cpu, kernel_check, *sets], capture_output=True, text=True)
