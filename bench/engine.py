@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -163,7 +164,9 @@ def markdown(rows: list[Row], engines: list[str], options: argparse.Namespace) -
     lines = [
         f"# phial and llama.cpp, {date.today().isoformat()}",
         "",
-        f"{processor()}, {options.threads} of {os.cpu_count()} threads; median of {options.repeat} turns.",
+        f"{processor()}, {options.threads} of {os.cpu_count()} threads; median of {options.repeat} turns. Command:",
+        f"`python bench/engine.py {shlex.join(Path(argument).name for argument in sys.argv[1:])}`",
+        "",
         *(f"* {engine}" for engine in engines),
         "",
         "| | phial | llama.cpp | ratio | fraction of the limit |",
@@ -183,7 +186,7 @@ def show(rows: list[Row], engines: list[str]) -> None:
 
     table = Table("", "phial", "llama.cpp", "ratio", "of limit", box=box.SIMPLE)
     for column in table.columns:
-        column.justify, column.no_wrap = "left" if column.header == "" else "right", True
+        column.justify, column.no_wrap = "left" if column.header == "" else "right", column.header != ""
     for row in rows:
         limit = "" if row.limit_fraction is None else f"{row.limit_fraction:.0%}"
         table.add_row(row.name, f"{row.ours:.1f}", f"{row.peer:.1f}", f"{row.ratio:.2f}", limit)

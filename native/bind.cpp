@@ -37,6 +37,7 @@ Batch make_batch(const Model& m, const Cache& cache, const Array<int32_t>& token
                  const Array<int32_t>& n_past, const Array<uint8_t>& long_rope, const Array<int32_t, 2>& pages, int want) {
     Batch b{to_vector(tokens), to_vector(lengths), to_vector(n_past), to_vector(long_rope), {}, (Want)want};
     const size_t sequences = b.lengths.size();
+    if (!cache.made_for(m.shape().n_layer, m.shape().n_head_kv, m.shape().head_dim)) fail("the cache is another model's");
     if (want < 0 || want > 3) fail("want is 0 (last), 1 (all), 2 (hidden) or 3 (nothing)");
     if (b.tokens.empty()) fail("no tokens");
     if (b.n_past.size() != sequences || b.long_rope.size() != sequences || pages.shape(0) != sequences)

@@ -6,7 +6,7 @@
 namespace phial {
 
 Cache::Cache(CacheType type, int layers, int kv_heads, int head_dim)
-    : type_(type), kv_heads_(kv_heads), head_dim_(head_dim), padded_dim_(padded_head_dim(head_dim)) {
+    : type_(type), layers_(layers), kv_heads_(kv_heads), head_dim_(head_dim), padded_dim_(padded_head_dim(head_dim)) {
     const bool q8 = type == CacheType::Q8_0;
     group_bytes_ = q8 ? tile_bytes(Type::Q8_0, padded_dim_) : tile_bytes(Type::F16, head_dim);
     const size_t value_bytes = (size_t)PAGE_TOKENS * (q8 ? padded_dim_ + padded_dim_ / 16 : 2 * padded_dim_);

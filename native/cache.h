@@ -27,6 +27,9 @@ class Cache {
     void copy_page(int source, int target);
     uint8_t* page(int id) const;  // throws std::invalid_argument for an id that is not in use
 
+    bool made_for(int layers, int kv_heads, int head_dim) const {
+        return layers == layers_ && kv_heads == kv_heads_ && head_dim == head_dim_;
+    }
     size_t page_bytes() const { return page_bytes_; }
     int pages_in_use() const { return (int)pages_.size() - (int)free_.size(); }
     CacheType type() const { return type_; }
@@ -50,7 +53,7 @@ class Cache {
                   const float* value) const;
 
     CacheType type_;
-    int kv_heads_, head_dim_, padded_dim_;
+    int layers_, kv_heads_, head_dim_, padded_dim_;
     size_t group_bytes_, head_bytes_, page_bytes_;
     std::vector<Buffer> pages_;
     std::vector<int> free_;

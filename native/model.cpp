@@ -59,7 +59,6 @@ void Model::set_tensor(const std::string& name, int layer, Type type, int rows, 
         expect(want_rows, want_columns);
         m = make_matrix(type, rows, columns);
         pack(m, data);
-        release_pages(data, bytes);
     };
     const auto vector = [&](std::vector<float>& v, int n) {
         expect(1, n);
@@ -100,7 +99,7 @@ void Model::set_tensor(const std::string& name, int layer, Type type, int rows, 
             *m = make_matrix(type, s.n_ff, columns);
             pack(*m, m == &l.gate ? data : data + half);
         }
-        return release_pages(data, bytes);
+        return;
     }
     fail("unknown tensor " + name);
 }

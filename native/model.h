@@ -58,7 +58,7 @@ class Model {
     int threads() const { return pool_.size(); }
     size_t bytes() const;  // memory of the packed weights
 
-    // `data` holds ggml blocks of (rows, columns). Repacks in parallel, then lets go of the mapped pages.
+    // `data` holds ggml blocks of (rows, columns); repacked at once, on all threads.
     // Throws std::invalid_argument where name, shape or size do not fit the model.
     void set_tensor(const std::string& name, int layer, Type type, int rows, int columns, const uint8_t* data,
                     size_t bytes);

@@ -10,7 +10,6 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
-#include <unistd.h>
 #endif
 
 namespace phial {
@@ -32,12 +31,6 @@ Buffer::~Buffer() {
     if (data_) munmap(data_, bytes_);
 }
 
-void release_pages(const void* data, size_t bytes) {
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    const size_t begin = ((size_t)data + page - 1) / page * page, end = ((size_t)data + bytes) / page * page;
-    if (end > begin) madvise((void*)begin, end - begin, MADV_DONTNEED);
-}
-
 #else
 
 Buffer::Buffer(size_t bytes) : bytes_(bytes) {
@@ -49,8 +42,6 @@ Buffer::Buffer(size_t bytes) : bytes_(bytes) {
 Buffer::~Buffer() {
     if (data_) ::operator delete(data_, std::align_val_t(64));
 }
-
-void release_pages(const void*, size_t) {}
 
 #endif
 

@@ -29,9 +29,6 @@ class Buffer {
     size_t bytes_ = 0;
 };
 
-// Tells the system that a mapped file's pages are no longer needed (they stay in its cache).
-void release_pages(const void* data, size_t bytes);
-
 struct BlockSize { int elements, bytes; };
 BlockSize block_size(Type type);          // throws std::invalid_argument for an unknown type
 size_t tile_bytes(Type type, int columns);

@@ -190,6 +190,24 @@ static void expand(Type type, const uint8_t* tile, int k, Panel& p) {
 
 // ---- R panels against T tokens: prefill -----------------------------------------------------------------------------
 
+// x (R panels, T tokens) += codes (STEPS, 16 rows, 4 inputs) . q (T rows of `stride` bytes).
+template <int R, int T, int STEPS, bool WIDE>
+INLINE static void panel_product(Ints (&x)[R][T], const uint8_t* const (&codes)[R], const int8_t* q, int stride) {
+#ifdef PANEL_PRODUCT  // the instruction set has a matrix product of its own
+    for (int r = 0; r < R; r++) panel_product<T, STEPS>(x[r], codes[r], q, stride);
+#else
+    unrolled<STEPS>([&](auto g) INLINE_LAMBDA {
+        constexpr int G = decltype(g)::value;
+        Codes c[R];
+        for (int r = 0; r < R; r++) c[r] = load_codes(codes[r] + 64 * G);
+        for (int t = 0; t < T; t++) {
+            const Inputs in = broadcast4(q + (size_t)t * stride + 4 * G);
+            for (int r = 0; r < R; r++) x[r][t] = WIDE ? dot_wide(x[r][t], c[r], in) : dot(x[r][t], c[r], in);
+        }
+    });
+#endif
+}
+
 template <int R, int T, int PARTS, bool MIN, bool WIDE>
 static void panel_quantised(const Panel* const (&p)[R], const Activations& a, int t0, float* out, int out_column) {
     const int nb = a.k / 32;
@@ -211,15 +229,9 @@ static void panel_quantised(const Panel* const (&p)[R], const Activations& a, in
             constexpr int STEPS = 8 / PARTS;
             const int8_t* qj = q + 32 * j + 4 * STEPS * h;
             const size_t at = (size_t)64 * (8 * j + STEPS * h);
-            unrolled<STEPS>([&](auto g) INLINE_LAMBDA {
-                constexpr int G = decltype(g)::value;
-                Codes c[R];
-                for (int r = 0; r < R; r++) c[r] = load_codes(p[r]->codes + at + 64 * G);
-                for (int t = 0; t < T; t++) {
-                    const Inputs in = broadcast4(qj + (size_t)t * a.k + 4 * G);
-                    for (int r = 0; r < R; r++) x[r][t] = WIDE ? dot_wide(x[r][t], c[r], in) : dot(x[r][t], c[r], in);
-                }
-            });
+            const uint8_t* codes[R];
+            for (int r = 0; r < R; r++) codes[r] = p[r]->codes + at;
+            panel_product<R, T, STEPS, WIDE>(x, codes, qj, a.k);
             Floats scale[R], low[R];
             for (int r = 0; r < R; r++) {
                 scale[r] = load_f(p[r]->scale + (size_t)TILE_ROWS * (PARTS * j + h));

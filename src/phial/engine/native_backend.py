@@ -129,10 +129,10 @@ def _feed(model: _native.Model, file: GGUFFile, progress: Progress | None) -> No
         if len(info.shape) == 1:  # the core keeps vectors as float32
             data = file.dequantized(info.name).view(np.uint8)
             model.set_tensor(name, layer, 0, 1, info.shape[0], data)
-            file.release(info.name)
         else:
             rows, columns = info.shape
             model.set_tensor(name, layer, int(info.type), rows, columns, file.data(info.name))
+        file.release(info.name)
         done += info.n_bytes
         if progress is not None:
             progress(done, total)
