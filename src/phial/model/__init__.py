@@ -1,0 +1,1 @@
+"""The PyTorch side: the models as they are trained, checked and converted. Running a GGUF file needs none of it."""

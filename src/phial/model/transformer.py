@@ -1,0 +1,224 @@
+"""The decoder of Phi-3 (arXiv 2404.14219), Llama and Qwen2 in plain PyTorch, with the parameter names of Hugging Face.
+
+Pre-norm layers of rotary attention and SwiGLU. Rows of a batch are padded on the right: causality keeps the padding out
+of every real token, so no padding mask exists. phi-3-small differs enough to have a file of its own, phi3_small.py.
+Left out: a key-value cache (generation is the engine's work), mixtures of experts, vision.
+
+Shapes: B rows, T tokens, D model width, H query heads, K key heads, C head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from phial.config import ModelConfig
+from phial.errors import ArgumentError
+from phial.model.rope import Tables, rotary_tables, rotate
+
+INITIAL_STD = 0.02  # Phi-3's initializer_range
+ATTENTION_PATHS = ("sdpa", "plain")
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) in float32, back to the type of x, and only then times the weight (Phi-3's order)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * y.to(x.dtype)
+
+
+def visible_keys(n_tokens: int, window: int | None, device: torch.device | None = None) -> Tensor:
+    """Which keys each query may see, (T, T) bool: none later than itself, and the last `window`, its own included."""
+    position = torch.arange(n_tokens, device=device)
+    query, key = position[:, None], position[None, :]
+    seen = key <= query
+    return seen if window is None else seen & (key > query - window)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Attention written out: the truth the fast paths are tested against.
+
+    q: (B, H, T, C). k, v: (B, K, T, C); key head j serves query heads j*H/K and on. mask: bool, broadcast to
+    (B, H, T, T), True where a key is seen. Softmax in float32. Returns (B, H, T, C).
+    """
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    scores = (q @ k.mT * scale).masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, path: str) -> Tensor:
+    """Causal attention within a window (None: all); shapes as plain_attention's. path: one of ATTENTION_PATHS."""
+    n_tokens = q.shape[2]
+    if path == "plain":
+        return plain_attention(q, k, v, visible_keys(n_tokens, window, q.device), scale)
+    causal = window is None or n_tokens <= window  # no mask at all lets SDPA skip the upper half
+    mask = None if causal else visible_keys(n_tokens, window, q.device)
+    return functional.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=True)
+
+
+def check_attention_path(path: str) -> str:
+    """The path itself; ArgumentError if there is none of that name."""
+    if path not in ATTENTION_PATHS:
+        raise ArgumentError(f"unknown attention path {path!r}", f"use one of: {', '.join(ATTENTION_PATHS)}")
+    return path
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; Q, K and V are one matrix in phi3 (rows of Q, then K, then V) and three elsewhere."""
+
+    def __init__(self, config: ModelConfig, path: str) -> None:
+        super().__init__()
+        self.config, self.path = config, path
+        d, n_q, n_kv = config.n_embd, config.n_head * config.head_dim, config.n_head_kv * config.head_dim
+        self.sizes = (n_q, n_kv, n_kv)
+        if config.architecture == "phi3":
+            self.qkv_proj = nn.Linear(d, sum(self.sizes), bias=config.qkv_bias)
+        else:
+            self.q_proj, self.k_proj, self.v_proj = (nn.Linear(d, n, bias=config.qkv_bias) for n in self.sizes)
+        self.o_proj = nn.Linear(n_q, d, bias=False)
+
+    def forward(self, x: Tensor, tables: Tables) -> Tensor:
+        config = self.config
+        if config.architecture == "phi3":
+            projected: Sequence[Tensor] = self.qkv_proj(x).split(self.sizes, dim=-1)
+        else:
+            projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        q, k, v = (y.view(*y.shape[:2], -1, config.head_dim).transpose(1, 2) for y in projected)
+        q, k = (rotate(y, tables, config.rope_interleaved) for y in (q, k))
+        out = attention(q, k, v, config.sliding_window, config.head_dim**-0.5, self.path)
+        result: Tensor = self.o_proj(out.transpose(1, 2).flatten(-2))
+        return result
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)); gate and up are one matrix in phi3, the gate's rows first."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.fused = config.architecture == "phi3"
+        if self.fused:
+            self.gate_up_proj = nn.Linear(config.n_embd, 2 * config.n_ff, bias=False)
+        else:
+            self.gate_proj = nn.Linear(config.n_embd, config.n_ff, bias=False)
+            self.up_proj = nn.Linear(config.n_embd, config.n_ff, bias=False)
+        self.down_proj = nn.Linear(config.n_ff, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1) if self.fused else (self.gate_proj(x), self.up_proj(x))
+        result: Tensor = self.down_proj(functional.silu(gate) * up)
+        return result
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each behind its norm and added to the stream; dropout on what is added."""
+
+    def __init__(
+        self, norms: tuple[nn.Module, nn.Module], attention: nn.Module, mlp: nn.Module, dropout: float
+    ) -> None:
+        super().__init__()
+        self.input_layernorm, self.post_attention_layernorm = norms
+        self.self_attn, self.mlp = attention, mlp
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, tables: Tables) -> Tensor:
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), tables))
+        result: Tensor = x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+        return result
+
+
+class Decoder(nn.Module):
+    """Tokens to hidden states after the final norm: everything but the output matrix."""
+
+    def __init__(self, config: ModelConfig, path: str, dropout: float) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.n_vocab, config.n_embd)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(self._layer(path, dropout) for _ in range(config.n_layer))
+        self.norm = self._norm()
+
+    def _norm(self) -> RMSNorm:
+        return RMSNorm(self.config.n_embd, self.config.rms_norm_eps)
+
+    def _layer(self, path: str, dropout: float) -> DecoderLayer:
+        norms = (self._norm(), self._norm())
+        return DecoderLayer(norms, Attention(self.config, path), SwiGLU(self.config), dropout)
+
+    def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """Hidden states, (B, T, D); arguments as Transformer.forward's."""
+        tables = rotary_tables(self.config, row_lengths(tokens, lengths), tokens.shape[1], tokens.device)
+        x: Tensor = self.dropout(self.embed_tokens(tokens))
+        for layer in self.layers:
+            x = layer(x, tables)
+        result: Tensor = self.norm(x)
+        return result
+
+
+class Transformer(nn.Module):
+    """A phi3, llama or qwen2 model to train or to compare with.
+
+    Under `torch.device("meta")` nothing is allocated; nothing but parameters holds state, so to_empty() and loading the
+    weights afterwards give a whole model. A tied model has no lm_head.
+
+    Args:
+        attention: "sdpa", PyTorch's fused kernels, or "plain", written out, for tests.
+        dropout: on the embeddings and on what each half of a layer adds, in training mode; Phi-3 has none.
+
+    Raises ArgumentError for an unknown attention path or a dropout outside 0..1 (1 excluded).
+    """
+
+    def __init__(self, config: ModelConfig, *, attention: str = "sdpa", dropout: float = 0.0) -> None:
+        super().__init__()
+        check_dropout(dropout)
+        self.config = config
+        self.model = Decoder(config, check_attention_path(attention), dropout)
+        self.lm_head = None if config.tie_embeddings else nn.Linear(config.n_embd, config.n_vocab, bias=False)
+        self.apply(initialise)
+
+    def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """Logits, (B, T, V), of rows of token ids, (B, T).
+
+        lengths: real tokens of each row, the rest being padding on the right, whose logits mean nothing; None: all.
+        Each row's LongRoPE factors follow from its own length. Raises ArgumentError if they do not fit the tokens.
+        """
+        x: Tensor = self.model(tokens, lengths)
+        if self.lm_head is None:
+            return functional.linear(x, self.model.embed_tokens.weight)
+        logits: Tensor = self.lm_head(x)
+        return logits
+
+
+def row_lengths(tokens: Tensor, lengths: Sequence[int] | None) -> Sequence[int]:
+    """The length of each row, checked against the shape of tokens, (B, T). Raises ArgumentError."""
+    if tokens.ndim != 2 or not tokens.numel():
+        raise ArgumentError(f"tokens have shape {tuple(tokens.shape)}", "pass rows of token ids: (rows, tokens)")
+    n_rows, n_tokens = tokens.shape
+    if lengths is None:
+        return [n_tokens] * n_rows
+    if len(lengths) != n_rows:
+        raise ArgumentError(f"{len(lengths)} lengths were given for {n_rows} rows", "pass one length for each row")
+    return lengths
+
+
+def check_dropout(dropout: float) -> None:
+    if not 0 <= dropout < 1:
+        raise ArgumentError(f"dropout is {dropout}", "it must be at least 0 and below 1")
+
+
+def initialise(module: nn.Module) -> None:
+    """Matrices from a normal distribution, biases zero; norms are born right. For nn.Module.apply."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=INITIAL_STD)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
