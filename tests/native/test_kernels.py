@@ -3,7 +3,7 @@
 The truth is gguf/blocks.py's dequantised weights times numpy's own int8 activations, summed in float64. The bound is
 that of native/kernels.h, computed from the operands: 4 * n_blocks * eps * sum |scale * integer|, to which the truth's
 own rounding (dequantize works in float32: two roundings per weight) is added.
-Leaves out the NEON sets: see test_neon.py.
+Leaves out the NEON sets (test_neon.py) and whole models (tests/engine/test_native.py).
 """
 
 from __future__ import annotations
@@ -144,16 +144,53 @@ def test_zero_and_subnormal_scales(kernels: str, type: GGMLType, half: int) -> N
         assert not native.matmul(int(type), *shape, data, x, False).any()
 
 
+@pytest.mark.parametrize("panels", [False, True], ids=["gemv", "panels"])
 @pytest.mark.parametrize("type", list(GGMLType), ids=lambda t: t.name)
-def test_unit_vectors_read_back_the_dequantised_weights(kernels: str, type: GGMLType) -> None:
+def test_unit_vectors_read_back_the_dequantised_weights(kernels: str, type: GGMLType, panels: bool) -> None:
+    """Every weight at its row and column: exactly for float types, to the rounding of scale * 127 for the others."""
     shape = (19, 256)
     data = random_blocks(type, shape, np.random.default_rng(1))
     weights = dequantize(data, type, shape).T
-    got = native.matmul(int(type), *shape, data, 127 * np.eye(256, dtype=np.float32), False) / np.float32(127)
-    low = np.zeros_like(weights)
-    if type in WITH_MIN:
-        low = dequantize(with_codes(type, data, 0), type, shape).T
-    assert np.all(np.abs(got - weights) <= 2 * EPS * (np.abs(weights) + 2 * np.abs(low)))
+    one = 1 if type in FLOAT_TYPES else 127
+    got = native.matmul(int(type), *shape, data, np.float32(one) * np.eye(256, dtype=np.float32), panels)
+    if type in FLOAT_TYPES:
+        assert np.array_equal(got, weights)
+        return
+    low = dequantize(with_codes(type, data, 0), type, shape).T if type in WITH_MIN else np.zeros_like(weights)
+    assert np.all(np.abs(got / np.float32(127) - weights) <= 2 * EPS * (np.abs(weights) + 2 * np.abs(low)))
+
+
+@pytest.mark.parametrize("type", FLOAT_TYPES, ids=lambda t: t.name)
+def test_one_product_of_float_types_is_rounded_once(kernels: str, type: GGMLType) -> None:
+    shape, rng = (16, 32), np.random.default_rng(3)
+    data = random_blocks(type, shape, rng)
+    factors = rng.standard_normal(32).astype(np.float32)
+    once = (dequantize(data, type, shape).T.astype(np.float64) * factors[:, None]).astype(np.float32)
+    assert np.array_equal(native.matmul(int(type), *shape, data, np.diag(factors), False), once)
+
+
+@pytest.mark.parametrize("type", list(GGMLType), ids=lambda t: t.name)
+def test_a_token_gives_the_same_bits_whatever_comes_with_it(kernels: str, type: GGMLType) -> None:
+    rng = np.random.default_rng(5)
+    shape = (16, 768)
+    data, x = random_blocks(type, shape, rng), activations(rng, 19, 768)
+    alone = np.concatenate([native.matmul(int(type), *shape, data, row[None].copy(), False) for row in x])
+    for tokens in (2, 3, 4, 8, 13, 19):
+        for panels in (False, True):
+            together = native.matmul(int(type), *shape, data, x[:tokens].copy(), panels)
+            assert np.array_equal(together.view(np.uint32), alone[:tokens].view(np.uint32)), (tokens, panels)
+
+
+@pytest.mark.parametrize("type", QUANTISED, ids=lambda t: t.name)
+@pytest.mark.parametrize("amax", [1e-37, 1e-39, 1e-45])
+def test_activations_too_small_to_be_scaled_give_next_to_nothing(kernels: str, type: GGMLType, amax: float) -> None:
+    """127 / amax is infinite there: whatever the codes become, their scale keeps the product negligible."""
+    shape = (16, 256)
+    data = random_blocks(type, shape, np.random.default_rng(4))
+    x = np.full((2, 256), amax, np.float32)
+    x[0, ::2] = 0
+    for panels in (False, True):
+        assert np.all(np.abs(native.matmul(int(type), *shape, data, x, panels)) < 1e-25)
 
 
 @pytest.mark.parametrize("type", QUANTISED, ids=lambda t: t.name)
@@ -168,16 +205,31 @@ def test_sets_agree_with_scalar_within_the_stated_bound(kernels: str, type: GGML
     assert np.all(np.abs(here - there) <= 4 * n_blocks * EPS * truth(type, data, shape, x).magnitude)
 
 
-def test_wrong_sizes_and_types_are_refused() -> None:
-    data = random_blocks(GGMLType.Q4_0, (16, 64), np.random.default_rng(0))
-    x = np.zeros((1, 64), np.float32)
-    for arguments in ((2, 16, 64, data[:-1], x), (2, 16, 64, data, x[:, :32].copy()), (99, 16, 64, data, x),
-                      (2, 16, 48, data, np.zeros((1, 48), np.float32))):  # fmt: skip
-        with pytest.raises(ValueError):
-            native.matmul(*arguments, False)
+@pytest.mark.parametrize(
+    ("type", "columns", "missing", "message"),
+    [
+        (2, 64, 1, "wrong data size"),
+        (2, 48, 0, "16 x 48 matrix does not fit blocks of 32"),
+        (12, 128, 0, "16 x 128 matrix does not fit blocks of 256"),
+        (99, 64, 0, "unknown tensor type 99"),
+        (-1, 64, 0, "unknown tensor type -1"),
+    ],
+)
+def test_wrong_sizes_and_types_are_refused(type: int, columns: int, missing: int, message: str) -> None:
+    data = np.zeros(16 * columns // 32 * 18 - missing, np.uint8)
+    with pytest.raises(ValueError, match=message):
+        native.matmul(type, 16, columns, data, np.zeros((1, columns), np.float32), False)
+
+
+def test_activations_of_another_width_are_refused() -> None:
+    data = np.zeros(16 * 2 * 18, np.uint8)
+    with pytest.raises(ValueError, match="x has the wrong number of columns"):
+        native.matmul(2, 16, 64, data, np.zeros((1, 32), np.float32), False)
 
 
 def test_an_unknown_set_is_answered_with_the_usable_ones() -> None:
+    before = native.current_kernels()
     with pytest.raises(ValueError) as caught:
         native.use_kernels("nope")
-    assert all(name in str(caught.value) for name in ["nope", *native.kernel_sets()])
+    assert str(caught.value) == f"no kernel set 'nope' on this CPU; usable: {', '.join(native.kernel_sets())}"
+    assert native.current_kernels() == before
