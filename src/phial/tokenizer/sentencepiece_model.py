@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 
 from phial.errors import ArgumentError, FormatError
+from phial.tokenizer.protobuf import bytes_field, varint_field
 from phial.tokenizer.vocabulary import TokenType, Vocabulary
 
 # ModelProto.SentencePiece.Type. All but text and bytes become control pieces, which never match: special tokens are
@@ -61,28 +62,11 @@ def model_proto(vocabulary: Vocabulary) -> bytes:
     while unknown in vocabulary.tokens:
         unknown += " "
     pieces.append(_piece(unknown.encode(), 0.0, _UNKNOWN))
-    trainer = _varint_field(3, _BPE) + _varint_field(35, 1 if n_bytes else 0) + _varint_field(40, len(pieces) - 1)
+    trainer = varint_field(3, _BPE) + varint_field(35, 1 if n_bytes else 0) + varint_field(40, len(pieces) - 1)
     # add_dummy_prefix, remove_extra_whitespaces off: the tokenizer decides about the prefix; escape_whitespaces on
-    normalizer = _bytes_field(1, b"identity") + _varint_field(3, 0) + _varint_field(4, 0) + _varint_field(5, 1)
-    return b"".join(pieces) + _bytes_field(2, trainer) + _bytes_field(3, normalizer)
+    normalizer = bytes_field(1, b"identity") + varint_field(3, 0) + varint_field(4, 0) + varint_field(5, 1)
+    return b"".join(pieces) + bytes_field(2, trainer) + bytes_field(3, normalizer)
 
 
 def _piece(text: bytes, score: float, kind: int) -> bytes:
-    return _bytes_field(1, _bytes_field(1, text) + b"\x15" + struct.pack("<f", score) + _varint_field(3, kind))
-
-
-def _bytes_field(number: int, data: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(data)) + data
-
-
-def _varint_field(number: int, value: int) -> bytes:
-    return _varint(number << 3) + _varint(value)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    return bytes_field(1, bytes_field(1, text) + b"\x15" + struct.pack("<f", score) + varint_field(3, kind))

@@ -1,0 +1,214 @@
+"""`phial convert`: a Hugging Face folder to a GGUF file, and a GGUF file to a folder.
+
+Weights stream from one memory map to the other file a few megabytes at a time. Everything that can be wrong is checked
+before the first byte is written, except values (NaN, overflow), which show while they are read; a failure leaves
+nothing behind. Quantising beyond Q8_0 is quantize.py's.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phial.config import ROPE_TENSORS, ModelConfig
+from phial.errors import ArgumentError, FormatError, PhialError
+from phial.gguf.blocks import quantize
+from phial.gguf.container import GGUFFile, read_gguf
+from phial.gguf.formats import BLOCK_SIZES, GGMLType
+from phial.gguf.hf_config import gguf_metadata, read_hf_config, rope_tensors, write_hf_config
+from phial.gguf.hf_tokenizer import read_hf_tokenizer
+from phial.gguf.hf_tokenizer_files import write_hf_tokenizer
+from phial.gguf.names import hf_name, is_computed, to_gguf_rows, to_hf_rows
+from phial.gguf.safetensors import (
+    SHARD_BYTES,
+    NewTensor,
+    StoredTensor,
+    read_folder,
+    read_json,
+    write_folder,
+    write_json,
+)
+from phial.gguf.writer import Tensor, write_gguf
+from phial.tokenizer.vocabulary import Vocabulary
+
+GGUF_TYPES = {"f32": GGMLType.F32, "f16": GGMLType.F16, "bf16": GGMLType.BF16, "q8_0": GGMLType.Q8_0}
+HF_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7}  # general.file_type
+_PASS_VALUES = 1 << 22
+Progress = Callable[[str, int, int], None]  # name of the tensor begun, tensors done, tensors in all
+Chunks = Iterator[NDArray[np.uint8]]
+
+
+def _silent(name: str, done: int, total: int) -> None:
+    pass
+
+
+def hf_to_gguf(
+    folder: str | os.PathLike[str], path: str | os.PathLike[str], type: str = "f16", progress: Progress = _silent
+) -> list[str]:
+    """Convert a Phi-3, Llama or Qwen2 folder; returns notes on what GGUF cannot say. Vectors stay F32.
+
+    Args:
+        type: of the matrices: f32, f16, bf16 or q8_0.
+
+    Raises:
+        ArgumentError: another type, or values that do not fit it.
+        FormatError: a missing or damaged file, a wrong shape, NaN, or a model that GGUF or phial does not know.
+        PhialError: the file cannot be written.
+    """
+    folder, path = Path(folder), Path(path)
+    kind = _choose(type, GGUF_TYPES)
+    if not (folder / "config.json").is_file():
+        raise FormatError(f"{folder} has no config.json", "name the folder of a Hugging Face model")
+    values = read_json(folder / "config.json")
+    config = read_hf_config(values, _model_name(values, folder))
+    stored = read_folder(folder)
+    sources = _match(config, stored)
+    tokenizer, notes = read_hf_tokenizer(folder, values, config.n_vocab, config.name)
+    metadata = gguf_metadata(config) | {"general.file_type": _FILE_TYPES[type]} | tokenizer
+    if kind in BLOCK_SIZES and BLOCK_SIZES[kind][0] > 1:
+        metadata["general.quantization_version"] = 2
+    ropes = rope_tensors(config)
+    ModelConfig.from_gguf(metadata, {name: t.shape for name, t in sources.items()}, ropes)  # what it writes, it reads
+    tensors: list[Tensor] = [(n, v.shape, GGMLType.F32, quantize(v, GGMLType.F32)) for n, v in ropes.items()]
+    for done, (name, source) in enumerate(sources.items()):
+        chosen = kind if len(source.shape) == 2 else GGMLType.F32
+        _check_columns(source, chosen)
+        start = partial(progress, source.name, done, len(sources))
+        tensors.append((name, source.shape, chosen, _encoded(name, config, source, chosen, start)))
+    write_gguf(path, metadata, tensors)
+    progress("", len(sources), len(sources))
+    return notes
+
+
+def gguf_to_hf(
+    path: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    type: str = "f32",
+    progress: Progress = _silent,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a GGUF file as a Hugging Face folder, every weight as `type` (f32, f16 or bf16).
+
+    Raises:
+        ArgumentError: another type, values that do not fit it, a folder that exists and is not empty.
+        FormatError: the file is damaged or its model has no Hugging Face counterpart.
+        PhialError: the folder cannot be written.
+    """
+    path, folder = Path(path), Path(folder)
+    dtype = _choose(type, HF_TYPES)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArgumentError(f"{folder} exists and is not an empty folder", "name a new one")
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        with read_gguf(path) as file:
+            shapes = {name: info.shape for name, info in file.tensors.items()}
+            ropes = {name: file.dequantized(name) for name in ROPE_TENSORS if name in shapes}
+            config = ModelConfig.from_gguf(file.metadata, shapes, ropes)
+            values = write_hf_config(config, dtype) | {"_name_or_path": config.name}
+            unfinished.mkdir(parents=True)
+            vocabulary = write_hf_tokenizer(unfinished, file.metadata, config.n_ctx_train)
+            _write_configs(unfinished, values, vocabulary)
+            write_folder(unfinished, list(_decoded(file, config, type, progress)), shard_bytes=shard_bytes)
+            os.replace(unfinished, folder)
+        progress("", len(file.tensors), len(file.tensors))
+    except OSError as error:
+        raise PhialError(f"cannot write {folder}: {error.strerror or error}", "check the path and its space") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _choose(type: str, types: Mapping[str, Any]) -> Any:
+    if type not in types:
+        raise ArgumentError(f"type {type!r} cannot be written here", f"one of {', '.join(types)}")
+    return types[type]
+
+
+def _model_name(values: Mapping[str, Any], folder: Path) -> str:
+    """The model's name: the last part of where it came from, else the folder's."""
+    origin = values.get("_name_or_path")
+    return (Path(origin).name if isinstance(origin, str) else "") or folder.resolve().name
+
+
+def _match(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Stored tensors by GGUF name. FormatError, in the folder's own names, for missing, unknown and wrong ones."""
+    names = {name: hf_name(name, config.architecture) for name in config.tensor_shapes()}
+    if missing := [name for name in names.values() if name not in stored]:
+        raise FormatError(f"{len(missing)} of {len(names)} tensors are missing, first {missing[0]}", "fetch them again")
+    known = {*names.values(), "lm_head.weight"}  # a tied model may store its embedding twice
+    if unknown := [name for name in stored if name not in known and not is_computed(name)]:
+        raise FormatError(f"tensor {unknown[0]} has no place in a {config.architecture} model")
+    for name, shape in config.tensor_shapes().items():
+        found = stored[names[name]].shape
+        if found != shape:
+            raise FormatError(f"tensor {names[name]} has shape {found}, config.json makes it {shape}")
+    return {name: stored[theirs] for name, theirs in names.items()}
+
+
+def _check_columns(source: StoredTensor, kind: GGMLType) -> None:
+    elements = BLOCK_SIZES[kind][0]
+    if source.shape[-1] % elements:
+        message = f"{source.name} has rows of {source.shape[-1]} values, {kind.name} takes multiples of {elements}"
+        raise ArgumentError(message, "convert to f16")
+
+
+def _encoded(name: str, config: ModelConfig, source: StoredTensor, kind: GGMLType, start: Callable[[], None]) -> Chunks:
+    """A stored tensor as bytes of a GGUF type. FormatError for NaN and infinity, ArgumentError for overflow."""
+    start()
+    rows = to_gguf_rows(name, config, source.raw)
+    for part in _passes(rows.shape):
+        values = source.floats(rows[part])
+        if not np.isfinite(values).all():
+            raise FormatError(f"tensor {source.name} holds NaN or infinity", "the checkpoint is damaged")
+        yield _quantized(source.name, values, kind)
+
+
+def _decoded(file: GGUFFile, config: ModelConfig, type: str, progress: Progress) -> Iterator[NewTensor]:
+    shapes = config.tensor_shapes()
+    for done, (name, shape) in enumerate(shapes.items()):
+        theirs = hf_name(name, config.architecture)
+        start = partial(progress, theirs, done, len(shapes))
+        yield theirs, type.upper(), shape, _dequantized(file, config, name, GGUF_TYPES[type], start)
+
+
+def _dequantized(file: GGUFFile, config: ModelConfig, name: str, kind: GGMLType, start: Callable[[], None]) -> Chunks:
+    start()
+    values = to_hf_rows(name, config, file.dequantized(name))
+    if not np.isfinite(values).all():
+        raise FormatError(f"tensor {name} holds NaN or infinity", "the file is damaged")
+    for part in _passes(values.shape):
+        yield _quantized(name, values[part], kind)
+    file.release(name)
+
+
+def _quantized(name: str, values: NDArray[np.float32], kind: GGMLType) -> NDArray[np.uint8]:
+    try:
+        return quantize(values, kind)
+    except ArgumentError as error:
+        raise ArgumentError(f"tensor {name}: {error.message}", error.hint) from error
+
+
+def _passes(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices of rows that hold a few million values each."""
+    rows = max(1, _PASS_VALUES // max(1, int(np.prod(shape[1:]))))
+    return (slice(at, at + rows) for at in range(0, shape[0], rows))
+
+
+def _write_configs(folder: Path, values: dict[str, Any], vocabulary: Vocabulary) -> None:
+    """config.json and generation_config.json with the token ids."""
+    ids = {"bos": vocabulary.bos_id, "eos": vocabulary.eos_id, "pad": vocabulary.pad_id}
+    named: dict[str, Any] = {f"{name}_token_id": i for name, i in ids.items() if i is not None}
+    write_json(folder / "config.json", values | named)
+    ends = [i for i in [vocabulary.eos_id] if i is not None]
+    ends += sorted(vocabulary.eog_ids - set(ends))
+    if ends:
+        named["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    write_json(folder / "generation_config.json", named)
