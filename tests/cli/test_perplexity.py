@@ -122,7 +122,7 @@ def test_ctrl_c_keeps_the_windows_and_the_same_command_gives_the_same_bits(
 
 
 def test_a_killed_run_goes_on(environment, tiny, tmp_path, phial) -> None:
-    (tmp_path / "long.txt").write_text(TEXT * 10, "utf-8")
+    (tmp_path / "long.txt").write_text(TEXT * 4, "utf-8")
     plain = ["perplexity", "long.txt", "-m", tiny, "--ctx", "32", "--json"]
     command = [*plain, "--save-base", "base"]
     process = subprocess.Popen(
