@@ -58,7 +58,7 @@ def make_folder(folder: Path, architecture: str, dtype: torch.dtype = torch.floa
                 weight.add_(0.1 * torch.randn_like(weight))
     model.save_pretrained(folder, **save)
     settings: dict[str, Any] = {"chat_template": TEMPLATE, "eos_token": "<|endoftext|>", "add_bos_token": False}
-    if architecture == "phi3":
+    if architecture.startswith("phi3"):
         (folder / "tokenizer.model").write_bytes(sentencepiece_model())
         settings |= {"bos_token": "<s>", "unk_token": "<unk>", "add_bos_token": True}
         added = {str(400 + i): {"content": t, "special": True, "rstrip": False} for i, t in enumerate(SPECIALS)}
