@@ -191,8 +191,9 @@ def test_a_text_that_is_no_utf8_is_refused_with_the_position(invoke, tiny, tmp_p
     assert "0xff at position 3" in invoke("perplexity", "bad.txt", "-m", tiny).err
 
 
-@pytest.mark.parametrize("size", [ORIGINAL_CONTEXT, ORIGINAL_CONTEXT + 2, 2 * ORIGINAL_CONTEXT + 4])
-def test_a_window_past_the_original_length_has_the_factors_of_its_length_throughout(size: int) -> None:
+@pytest.mark.parametrize("size", [ORIGINAL_CONTEXT, ORIGINAL_CONTEXT + 2, 40, 2 * ORIGINAL_CONTEXT + 4])
+def test_a_window_past_the_original_length_has_the_factors_of_its_length_throughout(size: int, monkeypatch) -> None:
+    monkeypatch.setattr("phial.cli.perplexity._ROWS", 4)
     tokens, first = [(7 * i) % N_VOCAB for i in range(size)], size // 2
     with toy_engine() as engine:
         rows = np.concatenate(list(EngineModel(engine).logits(tokens, first)))

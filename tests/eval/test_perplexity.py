@@ -291,8 +291,8 @@ def test_damage_before_the_last_record_is_one_clear_error(tmp_path: Path) -> Non
     path.write_bytes(data[:header_end] + second + first + data[header_end + 2 * record :])
     with pytest.raises(FormatError, match="window 1"), Journal.load(path) as journal:  # records in another order
         journal.read(0)
-    for length in range(header_end):
-        path.write_bytes(data[:length])
+    for wrong in (data + b"x", *(data[:length] for length in range(header_end))):
+        path.write_bytes(wrong)
         with pytest.raises(FormatError):
             Journal.load(path)
 

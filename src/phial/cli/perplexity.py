@@ -188,7 +188,7 @@ def _check_saved(saved: Journal, header: Header) -> None:
         hint = "give the --save-base command again, it goes on"
         raise PhialError(f"{saved.path} holds {saved.n_records} of {theirs.count} windows", hint)
     count = min(header.count, theirs.count)
-    wanted = replace(header, kind="base", model=theirs.model, settings=theirs.settings, count=count)
+    wanted = replace(header, kind="base", settings=theirs.settings, count=count)
     if different := wanted.differences(replace(theirs, count=count)):
         raise PhialError(
             f"{saved.path} is of {', '.join(different)}", "use the text, --ctx and --stride it was made with"

@@ -28,7 +28,6 @@ _LONGEST_HEADER = 1 << 16
 _LARGEST_VOCABULARY = 1 << 24
 _NAMES = {  # of header fields, as a person knows them
     "kind": "another measurement",
-    "model": "another model",
     "settings": "another model, cache type or kernel set",
     "tokens": "another text",
     "n_vocab": "another vocabulary",
@@ -73,7 +72,7 @@ class Header:
 
     def differences(self, other: Header) -> list[str]:
         """What makes the other one a different run, in words."""
-        names = [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+        names = [f.name for f in fields(self) if f.name != "model" and getattr(self, f.name) != getattr(other, f.name)]
         return list(dict.fromkeys(_NAMES.get(name, "other windows") for name in names))
 
 
@@ -84,7 +83,9 @@ class Journal:
         self.path, self.header = path, header
         self._file, self._start = file, start
         stride = header.record_bytes + _DIGEST
-        self.n_records = min((os.fstat(file.fileno()).st_size - start) // stride, header.count)
+        self.n_records, rest = divmod(os.fstat(file.fileno()).st_size - start, stride)
+        if (self.n_records, rest) > (header.count, 0):
+            raise FormatError(f"{path} is longer than its {header.count} windows", "remove it and make it again")
 
     @classmethod
     def load(cls, path: Path) -> Journal:
@@ -150,8 +151,7 @@ class Journal:
             except FormatError:
                 if window < self.n_records - 1:
                     raise
-                self.n_records = window
-        self._file.truncate(self._start + self.n_records * (self.header.record_bytes + _DIGEST))
+                self.n_records = window  # append writes over it: all records have one size
 
 
 def is_journal(path: Path) -> bool:
