@@ -66,12 +66,18 @@ def test_any_eight_neighbouring_heads_cover_every_block() -> None:
         assert read == set(range(101))
 
 
-@pytest.mark.parametrize("n_kv", [1, 2, 8])
 @pytest.mark.parametrize("n_tokens", [1, 3, 4, 5, 40, 131])
-def test_sparse_attention_equals_dense_attention_under_the_mask(n_tokens: int, n_kv: int) -> None:
-    inputs = random_inputs(SMALL, n_kv, n_tokens)
-    sparse = block_sparse_attention(*inputs, SMALL, scale=0.4)
-    dense = plain_attention(*inputs, brute_force(SMALL, n_tokens), scale=0.4)
+@pytest.mark.parametrize(
+    ("pattern", "n_kv"),
+    [(SMALL, 1), (SMALL, 2), (SMALL, 8), (PATTERNS[2], 3)],  # the last has several heads to a phase, out of order
+    ids=str,
+)
+def test_sparse_attention_equals_dense_attention_under_the_mask(
+    pattern: BlockPattern, n_kv: int, n_tokens: int
+) -> None:
+    inputs = random_inputs(pattern, n_kv, n_tokens)
+    sparse = block_sparse_attention(*inputs, pattern, scale=0.4)
+    dense = plain_attention(*inputs, brute_force(pattern, n_tokens), scale=0.4)
     torch.testing.assert_close(sparse, dense, atol=2e-6, rtol=0)
     weights = torch.randn(dense.shape, generator=torch.Generator().manual_seed(0))
     for a, b in zip(*(torch.autograd.grad((y * weights).sum(), inputs) for y in (sparse, dense)), strict=True):

@@ -88,11 +88,36 @@ def test_every_preset_has_the_parameters_its_config_counts() -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "plain"])
 def test_logits_equal_those_of_transformers(make: Make, attention: str, tmp_path: Path) -> None:
     ours, theirs = pair(tmp_path, make, attention=attention)
-    for n in (1, 50, 64, 65, 100):  # LongRoPE's original length is 64
+    # LongRoPE's original length is 64. Frequencies may differ in the last bit, so differences grow with the position.
+    for n in (1, 50, 64, 65, 80):
         tokens = random_tokens(ours, 2, n)
         expected = theirs(tokens).logits
         assert expected.std() > 0.3  # else agreement would mean little
         torch.testing.assert_close(ours(tokens), expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("n", [4095, 4096, 4097, 8192])
+def test_logits_equal_those_of_transformers_around_phi3s_own_original_length(tmp_path: Path, n: int) -> None:
+    sizes: dict[str, Any] = {"n_embd": 16, "n_head": 2, "n_head_kv": 1, "n_ff": 16, "n_layer": 2 if n < 5000 else 1}
+    path, theirs = tiny_phi3(tmp_path, long_rope=True, context=16384, original_context=4096, **sizes)
+    theirs.set_attn_implementation("sdpa")
+    ours = load(Transformer(config_of(path)), theirs)
+    tokens = random_tokens(ours, 1, n)
+    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_rows_of_q_and_k_in_the_order_of_gguf_files_give_the_same_logits(tmp_path: Path) -> None:
+    path, theirs = tiny_llama(tmp_path)
+    model = load(Transformer(replace(config_of(path), rope_interleaved=True)), theirs)
+    tokens = random_tokens(model, 1, 30)
+    expected = theirs(tokens).logits
+    for layer in model.model.layers:
+        for projection, heads in ((layer.self_attn.q_proj, 4), (layer.self_attn.k_proj, 2)):
+            rows = torch.arange(len(projection.weight)).view(heads, 2, -1).mT.flatten()
+            projection.weight = torch.nn.Parameter(projection.weight[rows])
+    torch.testing.assert_close(model(tokens), expected, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -119,7 +144,7 @@ def test_a_short_row_beside_a_long_one_gives_what_it_gives_alone(tmp_path: Path,
 
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ["sdpa", "plain"])
-@pytest.mark.parametrize(("window", "n"), [(5, 40), (2047, 2100)])
+@pytest.mark.parametrize(("window", "n"), [(5, 6), (5, 40), (2047, 2100)])
 def test_a_query_sees_exactly_window_keys_itself_included(tmp_path: Path, window: int, n: int, attention: str) -> None:
     sizes: dict[str, Any] = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_head_kv": 1, "n_ff": 16}
     path, theirs = tiny_phi3(tmp_path, window=window, context=4096, **sizes)
@@ -181,6 +206,10 @@ def test_dropout_acts_in_training_alone_and_only_where_asked() -> None:
     assert not torch.equal(model(tokens), model(tokens))
     model.eval()
     assert torch.equal(model(tokens), model(tokens))
+    for layer in model.train().model.layers:  # what is left is the dropout on the embeddings
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    assert not torch.equal(model(tokens), model(tokens))
     without = Transformer(config).train()
     assert torch.equal(without(tokens), without(tokens))
 
@@ -197,7 +226,13 @@ def test_new_weights_have_the_published_spread() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "lengths", "named"),
-    [((8,), None, "(8,)"), ((1, 0), None, "(1, 0)"), ((2, 4), [4], "1 lengths"), ((1, 4), [5], "length 5 of row 0")],
+    [
+        ((), None, "()"),
+        ((8,), None, "(8,)"),
+        ((1, 0), None, "(1, 0)"),
+        ((2, 4), [4], "1 lengths"),
+        ((1, 4), [5], "length 5 of row 0"),
+    ],
 )
 def test_tokens_and_lengths_that_do_not_fit_are_refused(
     shape: tuple[int, ...], lengths: list[int] | None, named: str

@@ -20,15 +20,7 @@ from phial.config import ModelConfig
 from phial.errors import ArgumentError
 from phial.model.rope import Tables, rotary_tables, rotate
 from phial.model.sparse import BlockPattern, block_sparse_attention
-from phial.model.transformer import (
-    DecoderLayer,
-    attention,
-    check_attention_path,
-    check_dropout,
-    initialise,
-    plain_attention,
-    row_lengths,
-)
+from phial.model.transformer import ATTENTION_PATHS, DecoderLayer, check_options, initialise, row_lengths
 
 DUMMY_IDS = (100256, 100264, 100265, *range(100267, 100276), *range(100277, 100352))
 
@@ -124,11 +116,11 @@ class SmallAttention(nn.Module):
         return result
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.is_dense:
-            return attention(q, k, v, None, self.scale, self.path)
-        if self.path == "plain":
-            return plain_attention(q, k, v, self.config.pattern.mask(q.shape[2], q.device), self.scale)
-        return block_sparse_attention(q, k, v, self.config.pattern, self.scale)
+        pattern = self.config.pattern
+        if self.path == "sdpa" and not self.is_dense:
+            return block_sparse_attention(q, k, v, pattern, self.scale)
+        mask = None if self.is_dense else pattern.mask(q.shape[2], q.device)
+        return ATTENTION_PATHS[self.path](q, k, v, mask, self.scale)
 
 
 class GEGELUMLP(nn.Module):
@@ -181,9 +173,9 @@ class Phi3Small(nn.Module):
 
     def __init__(self, config: Phi3SmallConfig, *, attention: str = "sdpa", dropout: float = 0.0) -> None:
         super().__init__()
-        check_dropout(dropout)
+        check_options(attention, dropout)
         self.config = config
-        self.model = SmallDecoder(config, check_attention_path(attention), dropout)
+        self.model = SmallDecoder(config, attention, dropout)
         self.apply(initialise)
 
     def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None) -> Tensor:

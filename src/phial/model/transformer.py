@@ -10,6 +10,7 @@ Shapes: B rows, T tokens, D model width, H query heads, K key heads, C head widt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from phial.errors import ArgumentError
 from phial.model.rope import Tables, rotary_tables, rotate
 
 INITIAL_STD = 0.02  # Phi-3's initializer_range
-ATTENTION_PATHS = ("sdpa", "plain")
 
 
 class RMSNorm(nn.Module):
@@ -45,33 +45,37 @@ def visible_keys(n_tokens: int, window: int | None, device: torch.device | None 
     return seen if window is None else seen & (key > query - window)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Attention written out: the truth the fast paths are tested against.
 
     q: (B, H, T, C). k, v: (B, K, T, C); key head j serves query heads j*H/K and on. mask: bool, broadcast to
-    (B, H, T, T), True where a key is seen. Softmax in float32. Returns (B, H, T, C).
+    (B, H, T, T), True where a key is seen; None: all keys up to the query's own. Softmax in float32. Returns
+    (B, H, T, C).
     """
+    if mask is None:
+        mask = visible_keys(q.shape[2], None, q.device)
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     scores = (q @ k.mT * scale).masked_fill(~mask, -torch.inf)
     return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, path: str) -> Tensor:
-    """Causal attention within a window (None: all); shapes as plain_attention's. path: one of ATTENTION_PATHS."""
-    n_tokens = q.shape[2]
-    if path == "plain":
-        return plain_attention(q, k, v, visible_keys(n_tokens, window, q.device), scale)
-    causal = window is None or n_tokens <= window  # no mask at all lets SDPA skip the upper half
-    mask = None if causal else visible_keys(n_tokens, window, q.device)
-    return functional.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=True)
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """plain_attention by PyTorch's fused kernels, which skip the upper half where mask is None."""
+    return functional.scaled_dot_product_attention(
+        q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
 
 
-def check_attention_path(path: str) -> str:
-    """The path itself; ArgumentError if there is none of that name."""
-    if path not in ATTENTION_PATHS:
-        raise ArgumentError(f"unknown attention path {path!r}", f"use one of: {', '.join(ATTENTION_PATHS)}")
-    return path
+ATTENTION_PATHS = {"sdpa": fused_attention, "plain": plain_attention}
+
+
+def check_options(attention: str, dropout: float) -> None:
+    """Raises ArgumentError for an unknown attention path or a dropout that leaves nothing."""
+    if attention not in ATTENTION_PATHS:
+        raise ArgumentError(f"unknown attention path {attention!r}", f"use one of: {', '.join(ATTENTION_PATHS)}")
+    if not 0 <= dropout < 1:
+        raise ArgumentError(f"dropout is {dropout}", "it must be at least 0 and below 1")
 
 
 class Attention(nn.Module):
@@ -79,7 +83,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, path: str) -> None:
         super().__init__()
-        self.config, self.path = config, path
+        self.config, self.attend = config, ATTENTION_PATHS[path]
         d, n_q, n_kv = config.n_embd, config.n_head * config.head_dim, config.n_head_kv * config.head_dim
         self.sizes = (n_q, n_kv, n_kv)
         if config.architecture == "phi3":
@@ -88,7 +92,7 @@ class Attention(nn.Module):
             self.q_proj, self.k_proj, self.v_proj = (nn.Linear(d, n, bias=config.qkv_bias) for n in self.sizes)
         self.o_proj = nn.Linear(n_q, d, bias=False)
 
-    def forward(self, x: Tensor, tables: Tables) -> Tensor:
+    def forward(self, x: Tensor, tables: Tables, mask: Tensor | None) -> Tensor:
         config = self.config
         if config.architecture == "phi3":
             projected: Sequence[Tensor] = self.qkv_proj(x).split(self.sizes, dim=-1)
@@ -96,7 +100,7 @@ class Attention(nn.Module):
             projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         q, k, v = (y.view(*y.shape[:2], -1, config.head_dim).transpose(1, 2) for y in projected)
         q, k = (rotate(y, tables, config.rope_interleaved) for y in (q, k))
-        out = attention(q, k, v, config.sliding_window, config.head_dim**-0.5, self.path)
+        out = self.attend(q, k, v, mask, config.head_dim**-0.5)
         result: Tensor = self.o_proj(out.transpose(1, 2).flatten(-2))
         return result
 
@@ -131,8 +135,9 @@ class DecoderLayer(nn.Module):
         self.self_attn, self.mlp = attention, mlp
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, tables: Tables) -> Tensor:
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), tables))
+    def forward(self, x: Tensor, *shared: Any) -> Tensor:
+        """x: (B, T, D). shared: what the attention of every layer takes besides."""
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), *shared))
         result: Tensor = x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
         return result
 
@@ -157,10 +162,14 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Hidden states, (B, T, D); arguments as Transformer.forward's."""
-        tables = rotary_tables(self.config, row_lengths(tokens, lengths), tokens.shape[1], tokens.device)
+        lengths = row_lengths(tokens, lengths)
+        n_tokens, window = tokens.shape[1], self.config.sliding_window
+        tables = rotary_tables(self.config, lengths, n_tokens, tokens.device)
+        narrow = window is not None and n_tokens > window
+        mask = visible_keys(n_tokens, window, tokens.device) if narrow else None
         x: Tensor = self.dropout(self.embed_tokens(tokens))
         for layer in self.layers:
-            x = layer(x, tables)
+            x = layer(x, tables, mask)
         result: Tensor = self.norm(x)
         return result
 
@@ -180,9 +189,9 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig, *, attention: str = "sdpa", dropout: float = 0.0) -> None:
         super().__init__()
-        check_dropout(dropout)
+        check_options(attention, dropout)
         self.config = config
-        self.model = Decoder(config, check_attention_path(attention), dropout)
+        self.model = Decoder(config, attention, dropout)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.n_embd, config.n_vocab, bias=False)
         self.apply(initialise)
 
@@ -209,11 +218,6 @@ def row_lengths(tokens: Tensor, lengths: Sequence[int] | None) -> Sequence[int]:
     if len(lengths) != n_rows:
         raise ArgumentError(f"{len(lengths)} lengths were given for {n_rows} rows", "pass one length for each row")
     return lengths
-
-
-def check_dropout(dropout: float) -> None:
-    if not 0 <= dropout < 1:
-        raise ArgumentError(f"dropout is {dropout}", "it must be at least 0 and below 1")
 
 
 def initialise(module: nn.Module) -> None:
