@@ -170,6 +170,10 @@ def answer(request: dict[str, Any], state: dict[str, Timer]) -> Any:
         kind = {"phial": Phial, "llama_cpp": LlamaCpp}[sys.argv[1]]
         state["timer"] = Timer(kind(**request))
         return state["timer"].runner.facts()
+    if do == "logits":  # of the last of these tokens, in an empty cache
+        runner = state["timer"].runner
+        runner.truncate(0)
+        return runner.eval(np.array(request["tokens"], np.int32)).tolist()
     if do == "bandwidth":
         return bandwidth(**request)
     if do == "peak":

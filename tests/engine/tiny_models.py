@@ -7,6 +7,7 @@ Weights are drawn so that logits, attention and rotations are of order one: an e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,20 +54,25 @@ def tiny_phi3(
     type: GGMLType = GGMLType.F32,
     window: int | None = None,
     long_rope: bool = False,
+    factors: tuple[Sequence[float], Sequence[float]] | None = None,
     partial_rotary: float = 1.0,
     context: int = 256,
     original_context: int = 64,
     seed: int = 0,
     **shape: Any,
 ) -> Tiny:
-    """Phi-3: fused QKV and gate-up, sliding window, LongRoPE beyond original_context. shape: see _shape()."""
+    """Phi-3: fused QKV and gate-up, sliding window, LongRoPE beyond original_context. shape: see _shape().
+
+    factors: the short and the long LongRoPE factors; None for two made-up lists.
+    """
     sizes = _shape(**shape)
     pairs = int(sizes["hidden_size"] // sizes["num_attention_heads"] * partial_rotary) // 2
     keys: dict[str, Any] = {"phi3.attention.sliding_window": window or 0, "phi3.rope.dimension_count": 2 * pairs}
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": partial_rotary}
     extra = {}
     if long_rope:
-        short, long = np.linspace(1.0, 1.5, pairs), np.linspace(1.1, 6.0, pairs)
+        made_up = np.linspace(1.0, 1.5, pairs), np.linspace(1.1, 6.0, pairs)
+        short, long = (np.array(values, float) for values in factors or made_up)
         rope |= {"rope_type": "longrope", "short_factor": short.tolist(), "long_factor": long.tolist()}
         extra = {"rope_factors_short.weight": short, "rope_factors_long.weight": long}
     else:
