@@ -24,8 +24,11 @@ from phial.errors import ArgumentError, FormatError, PhialError
 from phial.gguf.blocks import GGMLType, dequantize, quantize
 from phial.gguf.container import read_gguf
 from phial.gguf.convert import gguf_to_hf, hf_to_gguf
+from phial.gguf.hf_tokenizer_files import tokenizer_json
 from phial.gguf.safetensors import read_folder
+from phial.gguf.sentencepiece_file import merges_of, scores_of, write_model
 from phial.tokenizer.tokenizer import Tokenizer
+from phial.tokenizer.vocabulary import read_vocabulary
 
 TOKENS = [(7 * i * i + 3) % 400 for i in range(100)]  # beyond the tiny LongRoPE model's original 64
 
@@ -114,6 +117,29 @@ def test_tokens_are_equal_before_and_after(folder) -> None:
     marked = "<|user|>Hello<|end|>"
     assert tokenizer.encode(marked, special=True) == after.encode(marked)
     assert [after.decode(ids, skip_special_tokens=True) for ids in ours] == [tokenizer.decode(ids) for ids in ours]
+
+
+def test_phi3s_own_vocabulary_yields_its_published_merges_and_survives_both_files(shared_data) -> None:
+    metadata = read_gguf(shared_data / "tokenizer" / "phi-3" / "ggml-vocab-phi-3.gguf").metadata
+    vocabulary = read_vocabulary(metadata)
+    assert vocabulary.scores is not None
+    merges = merges_of(vocabulary.tokens, vocabulary.scores.tolist(), vocabulary.types)
+    assert len(merges) == 61249  # phi3-spec section 2.1
+    written = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(vocabulary)))
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=write_model(vocabulary))
+    ours = Tokenizer.from_gguf(metadata)
+    for text in ["Hello world", "1234", "\n", "é", "😀", *PROBES[:4]]:
+        ids = ours.encode(text, add_bos=False)
+        assert written.encode(text, add_special_tokens=False).ids == pieces.encode(text) == ids
+    prompt = "<|user|>\nHello<|end|>\n<|assistant|>\n"
+    assert written.encode(prompt, add_special_tokens=False).ids == [
+        32010,
+        15043,
+        32007,
+        32001,
+    ]  # section 2.3, variant B
+    again = scores_of(vocabulary.tokens, vocabulary.types, merges)
+    assert merges_of(vocabulary.tokens, again, vocabulary.types) == merges
 
 
 def test_sentencepiece_is_read_from_tokenizer_json_alone_too(folders, tmp_path) -> None:
@@ -247,6 +273,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         tokenizer(pre_tokenizer={"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Isolated", "invert": False}),
         "unknown pre-tokenizer",
     ),
+    "a tokenizer of another shape": (tokenizer(normalizer=[5]), "tokenizer file is damaged"),
     "another tokenizer model": (tokenizer(model={"type": "WordPiece", "vocab": {}}), "WordPiece"),
     "an unknown end token": (
         lambda f: change(f / "tokenizer_config.json", lambda s: s.update(eos_token="<stop>")),

@@ -137,9 +137,9 @@ def _window(keys: _Settings, architecture: str, n_layer: int) -> int | None:
             window = None
         elif window is not None and lowest > 0:
             raise FormatError(f"config.json: max_window_layers = {lowest}: a window in some layers is not supported")
-    kinds = set(keys.get("layer_types", []))
-    if kinds and kinds != {"sliding_attention" if window else "full_attention"}:
-        raise FormatError(f"config.json: layer_types {sorted(map(str, kinds))} beside a window of {window}")
+    kinds, expected = keys.get("layer_types", []), "sliding_attention" if window else "full_attention"
+    if not isinstance(kinds, list) or any(kind != expected for kind in kinds):
+        raise FormatError(f"config.json: layer_types {kinds!r:.80} beside a window of {window}")
     return window
 
 
@@ -151,7 +151,7 @@ def _rope(keys: _Settings, architecture: str, context: int, head_dim: int) -> di
     rope = _Settings({**old, **new}, "config.json: rope_scaling" if old else "config.json: rope_parameters")
     theta = rope.number("rope_theta", keys.number("rope_theta", 10000.0))
     partial = rope.number("partial_rotary_factor", keys.number("partial_rotary_factor", 1.0))
-    kinds = {rope.get("rope_type", None), rope.get("type", None)} - {None}
+    kinds = {str(kind) for kind in (rope.get("rope_type", None), rope.get("type", None)) if kind is not None}
     original = keys.integer("original_max_position_embeddings", 0) if architecture == "phi3" else 0
     fields: dict[str, Any] = {"rope_theta": theta, "rope_dim": int(head_dim * partial)}
     kind = kinds.pop() if len(kinds) == 1 else "default" if not kinds else str(kinds)

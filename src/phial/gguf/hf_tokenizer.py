@@ -51,6 +51,13 @@ def read_hf_tokenizer(
     Raises:
         FormatError: no tokenizer, a damaged one, or one that GGUF cannot express.
     """
+    try:
+        return _read(folder, config, n_vocab, name)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:  # JSON of another shape than the format's
+        raise FormatError(f"{folder}: a tokenizer file is damaged: {error!r:.100}", "fetch it again") from error
+
+
+def _read(folder: Path, config: Mapping[str, Any], n_vocab: int, name: str) -> tuple[dict[str, Any], list[str]]:
     optional = {n: read_json(folder / n) if (folder / n).is_file() else {} for n in _JSON_FILES}
     files = _Files(config, optional["tokenizer_config.json"], optional["tokenizer.json"])
     files.added = _added_tokens(files, optional["added_tokens.json"])

@@ -137,7 +137,7 @@ def _offsets(path: Path, name: str, entry: object) -> tuple[int, int]:
 def _tensor(path: Path, name: str, entry: Any, data: NDArray[np.uint8], at: int) -> tuple[StoredTensor, int]:
     """The tensor that must begin at byte `at`, and where it ends."""
     (start, end), shape, dtype = _offsets(path, name, entry), entry.get("shape"), entry.get("dtype")
-    if dtype not in _STORED:
+    if not isinstance(dtype, str) or dtype not in _STORED:
         raise FormatError(f"{path}: {name} has dtype {dtype!r}", f"read are {', '.join(_STORED)}")
     if not isinstance(shape, list) or not all(_is_count(extent) for extent in shape):
         raise FormatError(f"{path}: shape of {name} is {shape!r}", _DAMAGED)
