@@ -4,7 +4,7 @@ A random model of Phi-3.5-mini's kind (its factors, original context 4096, heads
 written to a GGUF file and given to transformers, phial and llama.cpp. For every prompt length and allocated context:
 the KL divergence of the engine's next-token distribution from that of transformers, in nats, averaged over prompts of
 random tokens. As a yardstick transformers runs once more with the two factor sets exchanged: that is what the wrong
-set costs in this model. In a trained model it costs less; the weights are drawn so that attention is sharp.
+set costs in this model, whose weights are drawn so that attention is sharp; in a trained one it may cost far less.
 Left out: speed, quantised weights, text longer than 8192 tokens.
 """
 
