@@ -21,16 +21,23 @@ def model_file(model: str) -> Path:
     return hub.resolve(model, download=True)
 
 
-def engine(model: str, threads: int | None, cache_type: str, kernels: str | None = None) -> Engine:
-    """Opens the model; a terminal sees that it is loading, for as long as that lasts."""
+def engine(
+    model: str, threads: int | None, cache_type: str, kernels: str | None = None, *, keep_prefixes: bool = True
+) -> Engine:
+    """Opens the model; a terminal sees that it is loading, for as long as that lasts.
+
+    keep_prefixes: hold what was computed for texts that begin alike; False where none will.
+    """
     path = model_file(model)
-    from phial.engine.engine import Engine
+    from phial.engine.engine import PREFIX_BYTES, Engine
+
+    prefix_bytes = PREFIX_BYTES if keep_prefixes else 0
 
     shown = sys.stderr.isatty()
     if shown:
         print(f"loading {path.name} …", end="", file=sys.stderr, flush=True)
     try:
-        return Engine.open(path, n_threads=threads, cache_type=cache_type, kernels=kernels)
+        return Engine.open(path, n_threads=threads, cache_type=cache_type, kernels=kernels, prefix_bytes=prefix_bytes)
     finally:
         if shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -95,7 +95,7 @@ def perplexity(
     if save_base and save_base.exists():
         raise ArgumentError(f"{save_base} exists already", "remove it or name another file")
     with contextlib.ExitStack() as stack:
-        ours = EngineModel(stack.enter_context(loading.engine(model, threads, cache_type)))
+        ours = EngineModel(stack.enter_context(loading.engine(model, threads, cache_type, keep_prefixes=False)))
         ids, plan = _plan(ours.engine, text, ctx, stride, windows)
         header = _header(ours, ids, plan, "base" if save_base else "kld" if kld else "perplexity")
         measure, header = _measure(stack, ours, text, header, kld, threads, cache_type)
@@ -171,7 +171,7 @@ def _measure(
         _check_saved(saved, header)
         base, settings = perplexity.SavedBase(saved), saved.header.settings
     else:
-        other = EngineModel(stack.enter_context(loading.engine(kld, threads, cache_type)))
+        other = EngineModel(stack.enter_context(loading.engine(kld, threads, cache_type, keep_prefixes=False)))
         _check_vocabulary(kld, other, text, header)
         base, settings = perplexity.ModelBase(other), other.settings
     return perplexity.comparing(model, base), replace(header, base=settings)
