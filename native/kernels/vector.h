@@ -38,7 +38,7 @@ static void quantize(const float* x, int k, int8_t* q, float* d, float* sum, int
         const Floats a = load_f(x + 32 * j), b = load_f(x + 32 * j + 16);
         const float amax = max_lanes(max_f(abs_f(a), abs_f(b)));
         const float scale = amax / 127.0f;
-        const Floats inverse = set1(amax > 0 ? 127.0f / amax : 0.0f);
+        const Floats inverse = set1(amax > 1e-36f ? 127.0f / amax : 0.0f);  // below, the quotient would overflow
         const Ints qa = round_i(mul(a, inverse)), qb = round_i(mul(b, inverse));
         store_s8(q + 32 * j, qa);
         store_s8(q + 32 * j + 16, qb);
