@@ -58,17 +58,7 @@ INLINE static __m256i spread_bits(const uint8_t* bits, int value) {  // 32 bits 
 INLINE static Codes or_mask(Codes c, const uint8_t* bits, int value) {
     return or_codes(c, {{spread_bits(bits, value), spread_bits(bits + 4, value)}});
 }
-template <int BIT, int VALUE> INLINE static Codes or_bit(Codes c, Codes plane) {
-    constexpr int TARGET = VALUE == 16 ? 4 : 2;
-    if constexpr (BIT >= TARGET) return or_codes(c, and_byte(shift_right<BIT - TARGET>(plane), VALUE));
-    else return or_codes(c, and_byte(shift_left<TARGET - BIT>(plane), VALUE));
-}
-template <int SHIFT> INLINE static Codes pair_low(Codes plane) { return and_byte(shift_right<SHIFT>(plane), 3); }
-template <int SHIFT> INLINE static Codes pair_high(Codes plane) {
-    if constexpr (SHIFT > 4) return and_byte(shift_right<SHIFT - 4>(plane), 48);
-    else return and_byte(shift_left<4 - SHIFT>(plane), 48);
-}
-INLINE static Codes wide_codes(Codes c) { return c; }
+#include "planes.h"
 
 INLINE static Inputs broadcast4(const int8_t* p) {
     int32_t v;
