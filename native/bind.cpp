@@ -78,6 +78,16 @@ nb::object forward(Model& m, const Cache& cache, const Array<int32_t>& tokens, c
     return owned_array(out.release(), rows, columns);
 }
 
+nb::object squares(const Model& m, int layer, int input) {
+    if (layer < 0 || layer >= m.shape().n_layer || input < 0 || input >= INPUTS) fail("no such layer or input");
+    const std::vector<double>& sums = m.squares(layer, (Input)input);
+    std::unique_ptr<double[]> out(new double[sums.size()]);
+    std::copy(sums.begin(), sums.end(), out.get());
+    double* data = out.release();
+    nb::capsule owner(data, [](void* p) noexcept { delete[] (double*)p; });
+    return nb::cast(nb::ndarray<nb::numpy, double>(data, {sums.size()}, owner));
+}
+
 Type checked_type(int type) {
     block_size((Type)type);  // throws for an unknown one
     return (Type)type;
@@ -198,6 +208,9 @@ NB_MODULE(_native, m) {
         .def("finish", &Model::finish)
         .def("forward", &forward, "cache"_a, "tokens"_a, "lengths"_a, "n_past"_a, "long"_a, "pages"_a, "want"_a,
              "n_threads"_a)
+        .def("collect", &Model::collect, "on"_a, nb::call_guard<nb::gil_scoped_release>(),
+             "Sum the squares of every product's inputs from now on, or stop and forget them.")
+        .def("squares", &squares, "layer"_a, "input"_a, "The sums of one input (0 qkv, 1 attn_output, 2 gate and up, 3 down).")
         .def_prop_ro("n_bytes", &Model::bytes);
 
     nb::class_<Cache>(m, "Cache")

@@ -130,6 +130,20 @@ void Model::finish() {
     finished_ = true;
 }
 
+void Model::collect(bool on) {
+    const std::lock_guard<std::mutex> between_steps(mutex_);
+    squares_.clear();
+    if (!on) return;
+    const Shape& s = shape_;
+    for (int i = 0; i < s.n_layer; i++)
+        for (int columns : {s.n_embd, s.n_head * s.head_dim, s.n_embd, s.n_ff}) squares_.emplace_back((size_t)columns);
+}
+
+const std::vector<double>& Model::squares(int layer, Input input) const {
+    if (squares_.empty()) fail("no squares are being collected");
+    return squares_.at((size_t)layer * INPUTS + (size_t)input);
+}
+
 int Model::result_rows(const Batch& b) const {
     if (b.want == Want::NOTHING) return 0;
     return (int)(b.want == Want::LAST ? b.lengths.size() : b.tokens.size());

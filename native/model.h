@@ -36,6 +36,10 @@ struct Rope {
 
 enum class Want { LAST, ALL, HIDDEN, NOTHING };
 
+// What the matrices of a layer multiply: the inputs whose squares are summed for an importance matrix.
+enum class Input { QKV, ATTN_OUTPUT, GATE_UP, DOWN };
+constexpr int INPUTS = 4;
+
 // The tokens of one step: `lengths[s]` tokens of sequence s follow its `n_past[s]` cached ones.
 struct Batch {
     std::vector<int32_t> tokens, lengths, n_past;
@@ -71,6 +75,10 @@ class Model {
 
     void pack(Matrix& m, const uint8_t* data);  // all tiles, on all threads
 
+    // From now on forward() adds the square of every input of every product to sums, which begin at zero; or no more.
+    void collect(bool on);
+    const std::vector<double>& squares(int layer, Input input) const;  // (columns); throws where nothing is collected
+
   private:
     friend class Step;
     Shape shape_;
@@ -81,6 +89,7 @@ class Model {
     Rope rope_[2];  // short (or only), long
     bool finished_ = false;
     std::unique_ptr<StepMemory> memory_;
+    std::vector<std::vector<double>> squares_;  // (layer, Input), empty unless collecting
     std::mutex mutex_;  // callers of forward() take turns
 };
 

@@ -149,6 +149,7 @@ void Step::layer(Worker& w, int index) {
     Layer& l = m_.layers_[(size_t)index];
     const int qkv = s_.qkv_rows(), heads = s_.n_head * s_.head_dim, kv = s_.n_head_kv * s_.head_dim;
     Activations a = activate(w, mem_.x.data(), tokens_, s_.n_embd, l.attn_norm.data(), quantised({&l.q, &l.k, &l.v}));
+    collect(w, index, Input::QKV, a);
     Job jobs[3] = {{&l.q, nullptr, mem_.qkv.data(), qkv, Mode::STORE},
                    {&l.k, nullptr, mem_.qkv.data() + heads, qkv, Mode::STORE},
                    {&l.v, nullptr, mem_.qkv.data() + heads + kv, qkv, Mode::STORE}};
@@ -159,14 +160,17 @@ void Step::layer(Worker& w, int index) {
     attention(w, index);
     next_phase(w);
     a = activate(w, mem_.heads.data(), tokens_, heads, nullptr, quantised({&l.attn_output}));
+    collect(w, index, Input::ATTN_OUTPUT, a);
     jobs[0] = {&l.attn_output, nullptr, mem_.x.data(), s_.n_embd, Mode::ADD};
     matmul(w, jobs, 1, a, tokens_);
     next_phase(w);
     a = activate(w, mem_.x.data(), tokens_, s_.n_embd, l.ffn_norm.data(), quantised({&l.gate, &l.up}));
+    collect(w, index, Input::GATE_UP, a);
     jobs[0] = {&l.gate, &l.up, mem_.hidden.data(), s_.n_ff, Mode::SWIGLU};
     matmul(w, jobs, 1, a, tokens_);
     next_phase(w);
     a = activate(w, mem_.hidden.data(), tokens_, s_.n_ff, nullptr, quantised({&l.down}));
+    collect(w, index, Input::DOWN, a);
     jobs[0] = {&l.down, nullptr, mem_.x.data(), s_.n_embd, Mode::ADD};
     matmul(w, jobs, 1, a, tokens_);
     next_phase(w, false);  // stopped() or result() meets next
@@ -208,6 +212,19 @@ Activations Step::activate(Worker& w, const float* x, int tokens, int k, const f
         next_phase(w);
     }
     return b.view(norm ? b.x.data() : x, k);
+}
+
+// Each thread sums its share of the columns over all tokens, so the sums are the same for any number of threads.
+void Step::collect(const Worker& w, int layer, Input input, const Activations& a) {
+    if (m_.squares_.empty()) return;
+    std::vector<double>& sums = m_.squares_[(size_t)layer * INPUTS + (size_t)input];
+    const auto edge = [&](int thread) { return (size_t)a.k * (size_t)thread / (size_t)threads_; };
+    const size_t begin = edge(w.index), end = edge(w.index + 1);
+    for (int t = 0; t < tokens_; t++)
+        for (size_t i = begin; i < end; i++) {
+            const double x = a.x[(size_t)t * a.k + i];
+            sums[i] += x * x;
+        }
 }
 
 void Step::matmul(Worker& w, const Job* jobs, int n_jobs, const Activations& a, int tokens) {

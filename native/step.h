@@ -69,6 +69,7 @@ class Step {
     int share(int n) const { return n / (threads_ * 8) > 1 ? n / (threads_ * 8) : 1; }
 
     void embed(Worker& w);
+    void collect(const Worker& w, int layer, Input input, const Activations& a);
     Activations activate(Worker& w, const float* x, int tokens, int k, const float* norm, bool quantise);
     void matmul(Worker& w, const Job* jobs, int n_jobs, const Activations& a, int tokens);
     void tile_gemv(const Job& job, int tile, const Activations& a, int tokens);

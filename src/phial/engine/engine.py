@@ -143,6 +143,23 @@ class Engine:
         """Run one step of several sequences whose pages are prepared; the caller holds the lock."""
         return self._live().forward(steps, want)
 
+    def input_squares(self, tokens: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+        """Run tokens as a text of their own; return what an importance matrix sums.
+
+        For each matrix, by its GGUF name, the sum over the tokens of the square of each input, (columns,). A tied
+        embedding has that of the output product. Raises as Session.hidden does; other sessions wait meanwhile.
+        """
+        with self.lock:
+            backend = self._live()
+            backend.collect(True)
+            try:
+                with self.session(len(tokens)) as session:
+                    hidden = session.hidden(tokens)  # what the output matrix would multiply
+                head = "token_embd.weight" if self.config.tie_embeddings else "output.weight"
+                return backend.squares() | {head: np.square(hidden, dtype=np.float64).sum(axis=0)}
+            finally:
+                backend.collect(False)
+
     def close(self) -> None:
         """Close all sessions and free weights and pages. Twice is once."""
         with self.lock:

@@ -21,6 +21,8 @@ try:
 except ImportError:  # an installation without the compiled core
     _native = None  # type: ignore[assignment]
 
+# The weights of a layer by their input, in the core's order; a model has those that its file names.
+_READERS = (("attn_qkv", "attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
 Progress = Callable[[int, int], None]  # called after each tensor with (bytes done, bytes to do)
 
 
@@ -54,6 +56,7 @@ class NativeBackend:
     ) -> None:
         """Load the weights. Raises PhialError where memory does not suffice, FormatError where they are unusable."""
         self.n_threads, self.n_threads_batch = n_threads, n_threads_batch
+        self._config = config
         try:
             self._model = _make_model(config, max(n_threads, n_threads_batch))
             _feed(self._model, file, progress)
@@ -94,6 +97,21 @@ class NativeBackend:
         )
         assert isinstance(result, np.ndarray)
         return result
+
+    def collect(self, on: bool) -> None:
+        """Begin to sum the squares of every product's inputs, or stop; see Backend."""
+        self._model.collect(on)
+
+    def squares(self) -> dict[str, NDArray[np.float64]]:
+        """The sums by the weight's name; weights with one input share an array."""
+        found: dict[str, NDArray[np.float64]] = {}
+        weights = self._config.tensor_shapes()
+        for layer in range(self._config.n_layer):
+            for number, readers in enumerate(_READERS):
+                sums = np.asarray(self._model.squares(layer, number))
+                names = [f"blk.{layer}.{reader}.weight" for reader in readers]
+                found.update({name: sums for name in names if name in weights})
+        return found
 
     def close(self) -> None:
         """Free weights and pages."""

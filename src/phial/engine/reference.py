@@ -85,10 +85,12 @@ class ReferenceModel:
     """A model to run step by step.
 
     config: as read from the file. weights: float32 arrays by GGUF name, shapes as config.tensor_shapes().
+    squares: where it is a dictionary, every product adds the sum of its inputs' squares over the tokens, (columns,).
     """
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, F32]) -> None:
         self.config, self.weights = config, weights
+        self.squares: dict[str, NDArray[np.float64]] | None = None
         self._shapes = config.tensor_shapes()
 
     @classmethod
@@ -141,6 +143,9 @@ class ReferenceModel:
 
     def _linear(self, x: F32, name: str) -> F32:
         """x W^T + b: (T, columns) to (T, rows), a piece of the rows at a time."""
+        if self.squares is not None:
+            found = np.square(x, dtype=np.float64).sum(axis=0)
+            self.squares[f"{name}.weight"] = self.squares.get(f"{name}.weight", 0.0) + found
         step = max(1, _PIECE // x.shape[1])
         starts = range(0, self._shapes[f"{name}.weight"][0], step)
         pieces = [x @ self._rows(f"{name}.weight", slice(i, i + step)).T for i in starts]

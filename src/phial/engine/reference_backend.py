@@ -106,6 +106,14 @@ class ReferenceBackend:
             results.append(np.atleast_2d(out)[: 0 if want == Want.NOTHING else None])
         return np.concatenate(results)
 
+    def collect(self, on: bool) -> None:
+        """Begin to sum the squares of every product's inputs, or stop; see Backend."""
+        self._model.squares = {} if on else None
+
+    def squares(self) -> dict[str, NDArray[np.float64]]:
+        """The sums by the weight's name."""
+        return dict(self._model.squares or {})
+
     def close(self) -> None:
         """Free weights and pages, and let go of the file."""
         self._file.close()
