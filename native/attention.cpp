@@ -44,14 +44,14 @@ void Attention::load_queries(const Kernels& k, const QueryTile& tile, bool q8) {
 // Scores of one page's keys into scores_[row][at ..], masked by what each row sees. `key` is the page's first position.
 void Attention::scores(const Kernels& k, const Cache& cache, const QueryTile& tile, uint8_t* page, int layer, int head,
                        int key, int at) {
-    const bool q8 = cache.type() == CacheType::Q8_0;
+    const bool q8 = cache.type() == Type::Q8_0;
     const Activations a = {queries_.data(), q_.data(), d_.data(), sum_.data(), isum_.data(), q8 ? padded_ : head_dim_};
     float tile_out[GEMV_TOKENS * TILE_ROWS];
     for (int g = 0; g < PAGE_TOKENS / KEY_GROUP; g++) {
         const uint8_t* keys = cache.keys(page, layer, head, g);
         for (int r0 = 0; r0 < tile.rows; r0 += GEMV_TOKENS) {
             const int n = tile.rows - r0 < GEMV_TOKENS ? tile.rows - r0 : GEMV_TOKENS;
-            k.gemv(q8 ? Type::Q8_0 : Type::F16, keys, a, r0, n, tile_out);
+            k.gemv(cache.type(), keys, a, r0, n, tile_out);
             for (int r = 0; r < n; r++)
                 std::memcpy(&scores_[(size_t)(r0 + r) * CHUNK_KEYS + at + g * KEY_GROUP], tile_out + TILE_ROWS * r,
                             sizeof(float) * KEY_GROUP);
@@ -66,7 +66,7 @@ void Attention::scores(const Kernels& k, const Cache& cache, const QueryTile& ti
 
 void Attention::chunk(const Kernels& k, const Cache& cache, const QueryTile& tile, uint8_t* const* pages, int layer,
                       int head, int chunk, Partial* partial, float* acc) {
-    const bool q8 = cache.type() == CacheType::Q8_0;
+    const bool q8 = cache.type() == Type::Q8_0;
     load_queries(k, tile, q8);
     const int begin = chunk * CHUNK_KEYS, last = last_key(tile);
     const int left = (last - begin + PAGE_TOKENS - 1) / PAGE_TOKENS, n_pages = left < CHUNK_PAGES ? left : CHUNK_PAGES;
@@ -78,13 +78,14 @@ void Attention::chunk(const Kernels& k, const Cache& cache, const QueryTile& til
         if (partial[r].sum == 0) std::memset(s, 0, sizeof(float) * (size_t)n_pages * PAGE_TOKENS);
     }
     std::memset(acc, 0, sizeof(float) * (size_t)tile.rows * padded_);
+    const auto values_16 = cache.type() == Type::F16 ? k.values_f16 : k.values_bf16;
     for (int p = 0; p < n_pages; p++) {
         uint8_t* v = cache.values(pages[begin / PAGE_TOKENS + p], layer, head);
         const float* weights = scores_.data() + p * PAGE_TOKENS;
         if (q8)
             k.values_q8(weights, CHUNK_KEYS, tile.rows, (int8_t*)v, cache.value_scales(v), PAGE_TOKENS, padded_, acc);
         else
-            k.values_f16(weights, CHUNK_KEYS, tile.rows, (uint16_t*)v, PAGE_TOKENS, padded_, acc);
+            values_16(weights, CHUNK_KEYS, tile.rows, (uint16_t*)v, PAGE_TOKENS, padded_, acc);
     }
 }
 

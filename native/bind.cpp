@@ -155,9 +155,10 @@ double read_bandwidth(int n_threads, double seconds) {
 }
 
 Cache make_cache(const Model& m, const std::string& type) {
-    if (type != "f16" && type != "q8_0") fail("cache type '" + type + "' is not f16 or q8_0");
     const Shape& s = m.shape();
-    return Cache(type == "f16" ? CacheType::F16 : CacheType::Q8_0, s.n_layer, s.n_head_kv, s.head_dim);
+    for (const auto& [name, t] : {std::pair{"f16", Type::F16}, {"bf16", Type::BF16}, {"q8_0", Type::Q8_0}})
+        if (type == name) return Cache(t, s.n_layer, s.n_head_kv, s.head_dim);
+    fail("cache type '" + type + "' is not f16, bf16 or q8_0");
 }
 
 void write_page(Cache& c, int id, const nb::bytes& data) {

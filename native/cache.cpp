@@ -5,10 +5,10 @@
 
 namespace phial {
 
-Cache::Cache(CacheType type, int layers, int kv_heads, int head_dim)
+Cache::Cache(Type type, int layers, int kv_heads, int head_dim)
     : type_(type), layers_(layers), kv_heads_(kv_heads), head_dim_(head_dim), padded_dim_(padded_head_dim(head_dim)) {
-    const bool q8 = type == CacheType::Q8_0;
-    group_bytes_ = q8 ? tile_bytes(Type::Q8_0, padded_dim_) : tile_bytes(Type::F16, head_dim);
+    const bool q8 = type == Type::Q8_0;
+    group_bytes_ = tile_bytes(type, q8 ? padded_dim_ : head_dim);
     const size_t value_bytes = (size_t)PAGE_TOKENS * (q8 ? padded_dim_ + padded_dim_ / 16 : 2 * padded_dim_);
     head_bytes_ = (group_bytes_ * (PAGE_TOKENS / KEY_GROUP) + value_bytes + 63) / 64 * 64;
     page_bytes_ = head_bytes_ * (size_t)layers * kv_heads;
@@ -49,12 +49,13 @@ void Cache::store(const Kernels& kernels, uint8_t* page, int layer, int head, in
     uint8_t* group = keys(page, layer, head, slot / KEY_GROUP);
     uint8_t* v = values(page, layer, head);
     const int lane = slot % KEY_GROUP;
-    if (type_ == CacheType::Q8_0) return store_q8(kernels, group, v, slot, key, value);
-    uint16_t halves[MAX_HEAD_DIM];
-    kernels.to_half(key, head_dim_, halves);
+    if (type_ == Type::Q8_0) return store_q8(kernels, group, v, slot, key, value);
+    const auto round = type_ == Type::F16 ? kernels.to_half : kernels.to_bf16;
+    uint16_t rounded[MAX_HEAD_DIM];
+    round(key, head_dim_, rounded);
     uint16_t* k = (uint16_t*)group;
-    for (int d = 0; d < head_dim_; d++) k[KEY_GROUP * d + lane] = halves[d];
-    kernels.to_half(value, head_dim_, (uint16_t*)v + (size_t)slot * padded_dim_);
+    for (int d = 0; d < head_dim_; d++) k[KEY_GROUP * d + lane] = rounded[d];
+    round(value, head_dim_, (uint16_t*)v + (size_t)slot * padded_dim_);
 }
 
 void Cache::store_q8(const Kernels& kernels, uint8_t* group, uint8_t* values, int slot, const float* key,

@@ -1,7 +1,7 @@
 // The key-value cache: pages of 64 tokens for all layers, handed out one by one. Which page belongs to which sequence is
 // Python's business (engine/cache.py); here is only memory and layout.
 //
-// Keys lie in groups of 16 as a weight tile of 16 rows and head_dim inputs (F16 or Q8_0 as in kernels.h), so the
+// Keys lie in groups of 16 as a weight tile of 16 rows and head_dim inputs (F16, BF16 or Q8_0 as in kernels.h), so the
 // matmul kernels compute the scores. Values lie row by row, padded to 32 dimensions.
 #pragma once
 #include <string>
@@ -15,11 +15,10 @@ constexpr int PAGE_TOKENS = 64, KEY_GROUP = TILE_ROWS, MAX_HEAD_DIM = 512;
 
 inline int padded_head_dim(int head_dim) { return (head_dim + 31) / 32 * 32; }
 
-enum class CacheType { F16, Q8_0 };
-
 class Cache {
   public:
-    Cache(CacheType type, int layers, int kv_heads, int head_dim);
+    // `type` is F16, BF16 or Q8_0.
+    Cache(Type type, int layers, int kv_heads, int head_dim);
     Cache(const Cache&) = delete;
 
     int new_page();  // zeroed or reused memory; throws std::bad_alloc
@@ -32,7 +31,7 @@ class Cache {
     }
     size_t page_bytes() const { return page_bytes_; }
     int pages_in_use() const { return (int)pages_.size() - (int)free_.size(); }
-    CacheType type() const { return type_; }
+    Type type() const { return type_; }
     int padded_dim() const { return padded_dim_; }
 
     // Inside a page: one key group (tile), and the values of one head (PAGE_TOKENS rows, then their scales for Q8_0).
@@ -52,7 +51,7 @@ class Cache {
     void store_q8(const Kernels& kernels, uint8_t* group, uint8_t* values, int slot, const float* key,
                   const float* value) const;
 
-    CacheType type_;
+    Type type_;
     int layers_, kv_heads_, head_dim_, padded_dim_;
     size_t group_bytes_, head_bytes_, page_bytes_;
     std::vector<Buffer> pages_;

@@ -65,11 +65,13 @@ struct Kernels {
     float (*softmax)(float* s, int n, float* max);
     // acc (queries, dims) += p (queries, p_stride) over keys; values (keys, dims), dims a multiple of 32.
     void (*values_f16)(const float* p, int p_stride, int queries, const uint16_t* v, int keys, int dims, float* acc);
+    void (*values_bf16)(const float* p, int p_stride, int queries, const uint16_t* v, int keys, int dims, float* acc);
     void (*values_q8)(const float* p, int p_stride, int queries, const int8_t* v, const uint16_t* scale, int keys,
                       int dims, float* acc);
     // y = y * a + x * b
     void (*scale_add)(float* y, float a, const float* x, float b, int n);
     void (*to_half)(const float* x, int n, uint16_t* y);
+    void (*to_bf16)(const float* x, int n, uint16_t* y);  // both to nearest, ties to even
     double (*read)(const void* data, size_t bytes);  // touches every cache line; for measuring read bandwidth
 };
 

@@ -79,6 +79,7 @@ def test_presets_have_the_published_parameter_and_cache_sizes(name: str, n_param
 
 
 def test_a_q8_0_cache_takes_34_bytes_for_32_values_and_other_types_are_refused() -> None:
+    assert MINI.kv_bytes_per_token("bf16") == MINI.kv_bytes_per_token("f16") == 393_216
     assert MINI.kv_bytes_per_token("q8_0") == 393_216 // 2 * 34 // 32
     with pytest.raises(ArgumentError, match="q4_0"):
         MINI.kv_bytes_per_token("q4_0")

@@ -110,6 +110,18 @@ INLINE static __m256 bf16_half(const uint8_t* p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_quarter(p)), 16));
 }
 INLINE static Floats load_bf16(const uint8_t* p) { return {{bf16_half(p), bf16_half(p + 16)}}; }
+INLINE static __m256i bf16_bits(__m256 v) {  // in the low half of each lane; a NaN stays one
+    const __m256i bits = _mm256_castps_si256(v), high = _mm256_srli_epi32(bits, 16);
+    const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+    const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), quiet, is_nan);
+}
+INLINE static void store_bf16(uint16_t* p, Floats v) {
+    const __m256i packed = _mm256_packus_epi32(bf16_bits(v.v[0]), bf16_bits(v.v[1]));
+    _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(packed, 0xD8));
+}
 INLINE static Floats load_u8(const uint8_t* p) {
     return {{_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_eighth(p))),
              _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_eighth(p + 8)))}};

@@ -99,6 +99,14 @@ INLINE static Floats load_bf16(const uint8_t* p) {
     QUARTERS f.v[i] = vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p + 8 * i)), 16));
     return f;
 }
+INLINE static void store_bf16(uint16_t* p, Floats f) {  // to nearest, ties to even; a NaN stays one
+    QUARTERS {
+        const uint32x4_t bits = vreinterpretq_u32_f32(f.v[i]), high = vshrq_n_u32(bits, 16);
+        const uint32x4_t rounded = vaddq_u32(bits, vaddq_u32(vandq_u32(high, vdupq_n_u32(1)), vdupq_n_u32(0x7FFF)));
+        const uint32x4_t is_number = vceqq_f32(f.v[i], f.v[i]), quiet = vorrq_u32(high, vdupq_n_u32(0x40));
+        vst1_u16(p + 4 * i, vmovn_u32(vbslq_u32(is_number, vshrq_n_u32(rounded, 16), quiet)));
+    }
+}
 INLINE static Floats load_u8(const uint8_t* p) {
     const uint8x16_t b = vld1q_u8(p);
     const uint16x8_t w[2] = {vmovl_u8(vget_low_u8(b)), vmovl_u8(vget_high_u8(b))};

@@ -129,6 +129,13 @@ INLINE static Floats load_bf16(const uint8_t* p) {
         return f;
     });
 }
+INLINE static uint16_t float_to_bf16(float f) {  // to nearest, ties to even; a NaN stays one
+    uint32_t bits;
+    __builtin_memcpy(&bits, &f, 4);
+    if ((bits & 0x7FFFFFFF) > 0x7F800000) return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+INLINE static void store_bf16(uint16_t* p, Floats v) { LANES p[i] = float_to_bf16(v.v[i]); }
 INLINE static Floats load_u8(const uint8_t* p) {
     return each([&](int i) { return (float)p[i]; });
 }

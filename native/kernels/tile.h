@@ -316,6 +316,6 @@ static void panels(const Panel& a, const Panel& b, const Activations& x, int t0,
 #include "vector.h"
 
 static const Kernels table = {
-    KERNELS_NAME, PANEL_TOKENS, quantize, gemv,       expand,    panels,    rms_norm, silu_mul,
-    rotate_half,  softmax,      values_f16, values_q8, scale_add, to_half,   read_lines,
+    KERNELS_NAME, PANEL_TOKENS, quantize, gemv, expand, panels, rms_norm, silu_mul, rotate_half, softmax,
+    values_16<Type::F16>, values_16<Type::BF16>, values_q8, scale_add, to_16<Type::F16>, to_16<Type::BF16>, read_lines,
 };

@@ -93,7 +93,13 @@ static float softmax(float* s, int n, float* max) {
     return sum_lanes(total);
 }
 
-template <int Q> static void values_f16_tile(const float* p, int stride, const uint16_t* v, int keys, int dims, float* acc) {
+INLINE static Floats load_16(Tag<Type::F16>, const uint16_t* p) { return load_f16((const uint8_t*)p); }
+INLINE static Floats load_16(Tag<Type::BF16>, const uint16_t* p) { return load_bf16((const uint8_t*)p); }
+INLINE static void store_16(Tag<Type::F16>, uint16_t* p, Floats v) { store_f16(p, v); }
+INLINE static void store_16(Tag<Type::BF16>, uint16_t* p, Floats v) { store_bf16(p, v); }
+
+template <Type TYPE, int Q>
+static void values_16_tile(const float* p, int stride, const uint16_t* v, int keys, int dims, float* acc) {
     for (int c = 0; c < dims; c += 32) {
         Floats a[Q], b[Q];
         for (int t = 0; t < Q; t++) {
@@ -101,8 +107,8 @@ template <int Q> static void values_f16_tile(const float* p, int stride, const u
             b[t] = load_f(acc + (size_t)t * dims + c + 16);
         }
         for (int i = 0; i < keys; i++) {
-            const Floats v0 = load_f16((const uint8_t*)(v + (size_t)i * dims + c));
-            const Floats v1 = load_f16((const uint8_t*)(v + (size_t)i * dims + c + 16));
+            const Floats v0 = load_16(Tag<TYPE>{}, v + (size_t)i * dims + c);
+            const Floats v1 = load_16(Tag<TYPE>{}, v + (size_t)i * dims + c + 16);
             for (int t = 0; t < Q; t++) {
                 const Floats w = set1(p[(size_t)t * stride + i]);
                 a[t] = fma(v0, w, a[t]);
@@ -143,12 +149,13 @@ static void values_q8_tile(const float* p, int stride, const int8_t* v, const ui
     }
 }
 
-static void values_f16(const float* p, int stride, int queries, const uint16_t* v, int keys, int dims, float* acc) {
+template <Type TYPE>
+static void values_16(const float* p, int stride, int queries, const uint16_t* v, int keys, int dims, float* acc) {
     int t = 0;
     for (; t + 4 <= queries; t += 4)
-        values_f16_tile<4>(p + (size_t)t * stride, stride, v, keys, dims, acc + (size_t)t * dims);
+        values_16_tile<TYPE, 4>(p + (size_t)t * stride, stride, v, keys, dims, acc + (size_t)t * dims);
     for (; t < queries; t++)
-        values_f16_tile<1>(p + (size_t)t * stride, stride, v, keys, dims, acc + (size_t)t * dims);
+        values_16_tile<TYPE, 1>(p + (size_t)t * stride, stride, v, keys, dims, acc + (size_t)t * dims);
 }
 
 static void values_q8(const float* p, int stride, int queries, const int8_t* v, const uint16_t* scale, int keys,
@@ -165,14 +172,14 @@ static void scale_add(float* y, float a, const float* x, float b, int n) {
     for (int i = 0; i < n; i += 16) store_f(y + i, fma(load_f(x + i), bv, mul(load_f(y + i), av)));
 }
 
-static void to_half(const float* x, int n, uint16_t* y) {
+template <Type TYPE> static void to_16(const float* x, int n, uint16_t* y) {
     int i = 0;
-    for (; i + 16 <= n; i += 16) store_f16(y + i, load_f(x + i));
+    for (; i + 16 <= n; i += 16) store_16(Tag<TYPE>{}, y + i, load_f(x + i));
     if (i == n) return;
     float padded[16] = {};
     uint16_t halves[16];
     for (int j = i; j < n; j++) padded[j - i] = x[j];
-    store_f16(halves, load_f(padded));
+    store_16(Tag<TYPE>{}, halves, load_f(padded));
     for (int j = i; j < n; j++) y[j] = halves[j - i];
 }
 

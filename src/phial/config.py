@@ -134,8 +134,8 @@ class ModelConfig:
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())
 
     def kv_bytes_per_token(self, cache_type: str) -> int:
-        """Bytes one token takes in the KV cache, all layers. cache_type: "f16" or "q8_0" (34 bytes for 32 values)."""
-        per_head = {"f16": 2 * self.head_dim, "q8_0": 34 * -(-self.head_dim // 32)}
+        """Bytes one token takes in the KV cache, all layers. cache_type: f16, bf16 or q8_0 (34 bytes for 32 values)."""
+        per_head = {"f16": 2 * self.head_dim, "bf16": 2 * self.head_dim, "q8_0": 34 * -(-self.head_dim // 32)}
         if cache_type not in per_head:
             raise ArgumentError(f"unknown cache type {cache_type!r}", f"use one of: {', '.join(per_head)}")
         return 2 * self.n_layer * self.n_head_kv * per_head[cache_type]

@@ -181,5 +181,5 @@ def test_a_page_that_memory_cannot_hold_is_an_error_with_numbers(monkeypatch: py
 
 def test_an_unknown_cache_type_is_refused() -> None:
     check_cache_type("q8_0")
-    with pytest.raises(ArgumentError, match="q4_0.*\n.*f16, q8_0"):
+    with pytest.raises(ArgumentError, match="q4_0.*\n.*f16, bf16, q8_0"):
         check_cache_type("q4_0")

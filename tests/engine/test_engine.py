@@ -46,7 +46,7 @@ def test_every_architecture_opens_and_generates_with_both(tiny: dict[str, Path],
         assert len(ids) == 8 and all(0 <= i < engine.config.n_vocab for i in ids)
 
 
-@pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("cache_type", ["f16", "bf16", "q8_0"])
 def test_the_reference_does_not_care_how_a_text_reaches_its_pages(tiny: dict[str, Path], cache_type: str) -> None:
     tokens = np.random.default_rng(0).integers(0, 400, 150).tolist()
     with Engine.open(tiny["llama"], backend="reference", cache_type=cache_type) as engine:
@@ -176,7 +176,7 @@ def write_random(path: Path, kind: GGMLType, width: int = 256, n_layer: int = 2,
 @pytest.mark.parametrize("kind", list(GGMLType), ids=lambda kind: kind.name)
 def test_the_estimate_of_weights_and_cache_is_what_the_core_takes(tmp_path: Path, kind: GGMLType) -> None:
     path = write_random(tmp_path / "random.gguf", kind)
-    for cache_type in ("f16", "q8_0"):
+    for cache_type in ("f16", "bf16", "q8_0"):
         with Engine.open(path, cache_type=cache_type) as engine:
             estimate = memory_estimate(path, 130, cache_type)
             assert estimate.weights == engine._backend.n_bytes  # type: ignore[union-attr]

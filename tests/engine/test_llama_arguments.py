@@ -100,6 +100,8 @@ def test_threads_and_cache_type_reach_the_engine(monkeypatch: pytest.MonkeyPatch
     path.touch()
     Llama(str(path), n_threads=3, n_threads_batch=5, type_k=8, type_v=8, verbose=False)
     assert seen == {"path": str(path), "n_threads": 3, "n_threads_batch": 5, "cache_type": "q8_0"}
+    Llama(str(path), type_k=30, type_v=30, verbose=False)
+    assert seen["cache_type"] == "bf16"
     Llama(path, verbose=False)
     assert seen == {"path": str(path), "n_threads": None, "n_threads_batch": None, "cache_type": "f16"}
 

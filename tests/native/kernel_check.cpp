@@ -314,6 +314,34 @@ void check_to_half(const Kernels& set) {
     expect(h.back() == 0xABCD, "to_half: writes past the end");
 }
 
+double value_of_bf16(uint16_t bits) {
+    const uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    std::memcpy(&value, &wide, 4);
+    return value;
+}
+
+void check_to_bf16(const Kernels& set) {
+    const struct { float x; uint16_t bits; } CASES[] = {
+        {0.0f, 0}, {-0.0f, 0x8000}, {1.0f, 0x3F80}, {1 + 0x1p-8f, 0x3F80}, {1 + 0x3p-8f, 0x3F82},
+        {0x1.00fffep0f, 0x3F80}, {0x1.010002p0f, 0x3F81}, {0x1.fep127f, 0x7F7F}, {0x1.fefffep127f, 0x7F7F},
+        {0x1.ffp127f, 0x7F80}, {-INFINITY, 0xFF80}, {0x1p-133f, 1}, {0x1p-134f, 0}, {-0x1.8p-133f, 0x8002},
+    };
+    Floats x = random_floats(37);
+    for (size_t i = 0; i < std::size(CASES); i++) x.insert(x.begin() + 3 * i, CASES[i].x);
+    for (uint32_t nan : {0x7FFFFFFFu, 0xFF800001u}) {  // adding to these would carry into the sign, or leave infinity
+        x.emplace_back();
+        std::memcpy(&x.back(), &nan, 4);
+    }
+    std::vector<uint16_t> h(x.size() + 1, 0xABCD);
+    set.to_bf16(x.data(), (int)x.size(), h.data());
+    for (size_t i = 0; i < std::size(CASES); i++) expect(h[3 * i] == CASES[i].bits, "to_bf16: edge");
+    for (size_t i = 0; i < x.size(); i++)
+        if (std::fabs(x[i]) < 0x1p120) near(value_of_bf16(h[i]), x[i], 0x1p-8 * std::fabs(x[i]) + 0x1p-134, "to_bf16");
+    expect(h[x.size() - 2] == 0x7FFF && h[x.size() - 1] == 0xFFC0, "to_bf16: not a number");
+    expect(h.back() == 0xABCD, "to_bf16: writes past the end");
+}
+
 // acc + p * values over the keys; one rounding per key, and one of p * scale.
 void check_values(const Kernels& set) {
     constexpr int KEYS = 37, DIMS = 96, QUERIES = 6, STRIDE = 48;
@@ -337,6 +365,9 @@ void check_values(const Kernels& set) {
     set.values_f16(p.data(), STRIDE, QUERIES, v.data(), KEYS, DIMS, acc.data());
     check(acc, [&](int i) { return value_of(v[i]); }, "values_f16");
     acc = start;
+    set.values_bf16(p.data(), STRIDE, QUERIES, v.data(), KEYS, DIMS, acc.data());
+    check(acc, [&](int i) { return value_of_bf16(v[i]); }, "values_bf16");
+    acc = start;
     set.values_q8(p.data(), STRIDE, QUERIES, q.data(), scale.data(), KEYS, DIMS, acc.data());
     check(acc, [&](int i) { return q[i] * value_of(scale[i / 32]); }, "values_q8");
 }
@@ -353,6 +384,7 @@ void check_set(const Kernels& set) {
     check_exponentials(set);
     check_rotate_and_scale(set);
     check_to_half(set);
+    check_to_bf16(set);
     check_values(set);
 }
 

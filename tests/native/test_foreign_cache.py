@@ -26,7 +26,7 @@ def forward(cache: Any) -> None:
     model().forward(cache, one, one, none, np.zeros(1, np.uint8), pages, 0, 1)
 
 
-@pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("cache_type", ["f16", "bf16", "q8_0"])
 @pytest.mark.parametrize("changes", [{"n_layer": 3}, {"n_layer": 1}, {"n_head_kv": 1}, {"head_dim": 32}], ids=str)
 def test_a_cache_of_another_shape_is_refused(changes: dict[str, int], cache_type: str) -> None:
     cache = native.Cache(model(**changes), cache_type)
@@ -34,7 +34,7 @@ def test_a_cache_of_another_shape_is_refused(changes: dict[str, int], cache_type
         forward(cache)
 
 
-@pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("cache_type", ["f16", "bf16", "q8_0"])
 def test_a_cache_of_the_same_shape_is_taken(cache_type: str) -> None:
     with pytest.raises(RuntimeError, match="forward before finish"):  # the next check: the cache was no obstacle
         forward(native.Cache(model(), cache_type))

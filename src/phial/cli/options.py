@@ -31,7 +31,7 @@ Threads = Annotated[
     int | None, typer.Option("--threads", "-t", metavar="N", help="CPU threads.", show_default="one per physical core")
 ]
 CacheType = Annotated[
-    str, typer.Option("--cache-type", metavar="TYPE", help="Key-value cache: f16, or q8_0 for about half the memory.")
+    str, typer.Option("--cache-type", metavar="TYPE", help="Key-value cache: f16, bf16, or q8_0 for about half.")
 ]
 MaxTokens = Annotated[
     int | None,

@@ -17,7 +17,7 @@ import numpy as np
 
 from phial.errors import ArgumentError, PhialError
 
-CACHE_TYPES = ("f16", "q8_0")
+CACHE_TYPES = ("f16", "bf16", "q8_0")
 
 
 class PageStore(Protocol):

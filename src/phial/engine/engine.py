@@ -85,7 +85,7 @@ class Engine:
         Args:
             n_threads: for single tokens; None: the physical cores this process may use.
             n_threads_batch: for prompts; None: as n_threads.
-            cache_type: "f16" or "q8_0".
+            cache_type: "f16", "bf16" or "q8_0".
             backend: "native", "reference" (numpy, slow), or "auto": native where it is built.
             kernels: kernel set for the whole process; None: the fastest, or PHIAL_KERNELS.
             prefix_bytes: memory for pages kept for reuse while no session is open.

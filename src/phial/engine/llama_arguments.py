@@ -16,7 +16,7 @@ from phial.errors import ArgumentError
 RANDOM_SEED = 0xFFFFFFFF  # llama.cpp's LLAMA_DEFAULT_SEED: draw a fresh one
 POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST = 0, 1, 2, 3
 POOLING_TYPES = (-1, POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST)
-CACHE_TYPE_OF_GGML = {1: "f16", 8: "q8_0"}
+CACHE_TYPE_OF_GGML = {1: "f16", 8: "q8_0", 30: "bf16"}
 
 _FROM_FILE = "position encoding comes from the model file; leave this argument out"
 _NO_LORA = "adapters are not supported yet: merge the adapter into the model file"
@@ -99,12 +99,13 @@ def cache_type(type_k: int | None, type_v: int | None) -> str:
     """Name the type of the key-value cache from the two GGML type numbers.
 
     Raises:
-        ArgumentError: unless both are F16 (1, also None) or both Q8_0 (8).
+        ArgumentError: unless both are F16 (1, also None), both Q8_0 (8) or both BF16 (30).
     """
     key, value = (1 if t is None else t for t in (type_k, type_v))
     if key != value or key not in CACHE_TYPE_OF_GGML:
         raise ArgumentError(
-            f"type_k={type_k!r} with type_v={type_v!r} is not supported", "both 1 (f16, the default) or both 8 (q8_0)"
+            f"type_k={type_k!r} with type_v={type_v!r} is not supported",
+            "both 1 (f16, the default), both 8 (q8_0) or both 30 (bf16)",
         )
     return CACHE_TYPE_OF_GGML[key]
 

@@ -28,8 +28,8 @@ class ReferencePages:
     page_tokens = PAGE_TOKENS
 
     def __init__(self, config: ModelConfig, cache_type: str) -> None:
-        self.type = GGMLType.F16 if cache_type == "f16" else GGMLType.Q8_0
-        padded = config.head_dim if cache_type == "f16" else -(-config.head_dim // 32) * 32
+        self.type = GGMLType[cache_type.upper()]
+        padded = -(-config.head_dim // 32) * 32 if self.type == GGMLType.Q8_0 else config.head_dim
         self.heads, self.head_dim, self._padded = config.n_head_kv, config.head_dim, padded
         self._shape = (config.n_layer, 2, PAGE_TOKENS, n_bytes(self.type, (config.n_head_kv, padded)))
         self.page_bytes = int(np.prod(self._shape))
