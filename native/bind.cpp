@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <chrono>
@@ -33,9 +34,12 @@ bool python_wants_to_stop() {
 
 template <class T> std::vector<T> to_vector(const Array<T>& a) { return {a.data(), a.data() + a.size()}; }
 
+using Chosen = std::tuple<int, int, float>;  // sequence of the batch, adapter, scale
+
 Batch make_batch(const Model& m, const Cache& cache, const Array<int32_t>& tokens, const Array<int32_t>& lengths,
-                 const Array<int32_t>& n_past, const Array<uint8_t>& long_rope, const Array<int32_t, 2>& pages, int want) {
-    Batch b{to_vector(tokens), to_vector(lengths), to_vector(n_past), to_vector(long_rope), {}, (Want)want};
+                 const Array<int32_t>& n_past, const Array<uint8_t>& long_rope, const Array<int32_t, 2>& pages, int want,
+                 const std::vector<Chosen>& adapters) {
+    Batch b{to_vector(tokens), to_vector(lengths), to_vector(n_past), to_vector(long_rope), {}, (Want)want, {}};
     const size_t sequences = b.lengths.size();
     if (!cache.made_for(m.shape().n_layer, m.shape().n_head_kv, m.shape().head_dim)) fail("the cache is another model's");
     if (want < 0 || want > 3) fail("want is 0 (last), 1 (all), 2 (hidden) or 3 (nothing)");
@@ -55,6 +59,11 @@ Batch make_batch(const Model& m, const Cache& cache, const Array<int32_t>& token
         for (int64_t p = 0; p < needed; p++) b.pages.back().push_back(cache.page(pages(s, (size_t)p)));
     }
     if (total != (int64_t)b.tokens.size()) fail("lengths do not add up to the number of tokens");
+    for (const auto& [sequence, adapter, scale] : adapters) {
+        if (sequence < 0 || sequence >= (int)sequences) fail("an adapter for sequence " + std::to_string(sequence));
+        if (adapter < 0 || adapter >= m.n_adapters()) fail("no adapter " + std::to_string(adapter));
+        b.adapters.push_back({sequence, adapter, scale});
+    }
     for (int32_t t : b.tokens)
         if (t < 0 || t >= m.shape().n_vocab)
             fail("token " + std::to_string(t) + " is outside the vocabulary of " + std::to_string(m.shape().n_vocab));
@@ -63,8 +72,8 @@ Batch make_batch(const Model& m, const Cache& cache, const Array<int32_t>& token
 
 nb::object forward(Model& m, const Cache& cache, const Array<int32_t>& tokens, const Array<int32_t>& lengths,
                    const Array<int32_t>& n_past, const Array<uint8_t>& long_rope, const Array<int32_t, 2>& pages,
-                   int want, int n_threads) {
-    const Batch batch = make_batch(m, cache, tokens, lengths, n_past, long_rope, pages, want);
+                   int want, int n_threads, const std::vector<Chosen>& adapters) {
+    const Batch batch = make_batch(m, cache, tokens, lengths, n_past, long_rope, pages, want, adapters);
     if (n_threads < 1) fail("n_threads must be at least 1");
     const size_t rows = (size_t)m.result_rows(batch);
     const size_t columns = (size_t)(batch.want == Want::HIDDEN ? m.shape().n_embd : m.shape().n_vocab);
@@ -208,10 +217,19 @@ NB_MODULE(_native, m) {
         }, "long"_a, "inv_freq"_a, "attn_factor"_a)
         .def("finish", &Model::finish)
         .def("forward", &forward, "cache"_a, "tokens"_a, "lengths"_a, "n_past"_a, "long"_a, "pages"_a, "want"_a,
-             "n_threads"_a)
+             "n_threads"_a, "adapters"_a = std::vector<Chosen>())
         .def("collect", &Model::collect, "on"_a, nb::call_guard<nb::gil_scoped_release>(),
              "Sum the squares of every product's inputs from now on, or stop and forget them.")
         .def("squares", &squares, "layer"_a, "input"_a, "The sums of one input (0 qkv, 1 attn_output, 2 gate and up, 3 down).")
+        .def("add_adapter", &Model::add_adapter)
+        .def("set_adapter", [](Model& self, int adapter, const std::string& name, int layer, const Array<float, 2>& a,
+                               const Array<float, 2>& b) {
+            if (a.shape(0) != b.shape(1)) fail("adapter of " + name + ": a and b differ in rank");
+            for (size_t n : {a.shape(0), a.shape(1), b.shape(0)})
+                if (n < 1 || n > INT32_MAX) fail("adapter of " + name + ": a dimension of " + std::to_string(n));
+            nb::gil_scoped_release release;
+            self.set_adapter(adapter, name, layer, (int)a.shape(0), (int)b.shape(0), (int)a.shape(1), a.data(), b.data());
+        }, "adapter"_a, "name"_a, "layer"_a, "a"_a, "b"_a)
         .def_prop_ro("n_bytes", &Model::bytes);
 
     nb::class_<Cache>(m, "Cache")

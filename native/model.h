@@ -10,6 +10,7 @@
 
 #include "attention.h"
 #include "cache.h"
+#include "lora.h"
 #include "pack.h"
 #include "threads.h"
 
@@ -46,6 +47,7 @@ struct Batch {
     std::vector<uint8_t> long_rope;
     std::vector<std::vector<uint8_t*>> pages;  // per sequence, enough for n_past + length
     Want want;
+    std::vector<AdapterChoice> adapters;
 };
 
 struct StepMemory;
@@ -68,6 +70,13 @@ class Model {
     void set_rope(bool long_set, std::vector<float> inv_freq, float attn_factor);
     void finish();  // throws std::invalid_argument naming the first tensor that is missing
 
+    // A new, empty adapter; its number goes into Batch::adapters. set_adapter adds a (rank, columns) and b (rows, rank)
+    // for a tensor of set_tensor's names. Throws std::invalid_argument where they do not fit it.
+    int add_adapter();
+    void set_adapter(int adapter, const std::string& name, int layer, int rank, int rows, int columns, const float* a,
+                     const float* b);
+    int n_adapters() const { return (int)adapters_.size(); }
+
     // Rows of the result: sequences (LAST), tokens (ALL, HIDDEN) or none. `stop` is asked a few times a second by the
     // calling thread; when it says true the step ends with Interrupted.
     int result_rows(const Batch& batch) const;
@@ -86,6 +95,7 @@ class Model {
     Matrix token_embd_, output_;
     std::vector<float> output_norm_;
     std::vector<Layer> layers_;
+    std::vector<Adapter> adapters_;
     Rope rope_[2];  // short (or only), long
     bool finished_ = false;
     std::unique_ptr<StepMemory> memory_;

@@ -8,7 +8,7 @@
 namespace phial {
 namespace {
 
-constexpr int PHASES_PER_LAYER = 16, LOCAL_TOKENS = 2, MIN_TOKEN_BLOCK = 48;
+constexpr int PHASES_PER_LAYER = 20, LOCAL_TOKENS = 2, MIN_TOKEN_BLOCK = 48;
 constexpr auto ASK_EVERY = std::chrono::milliseconds(50);
 
 template <class T> void grow(std::vector<T>& v, size_t n) {
@@ -101,6 +101,7 @@ Step::Step(Model& model, const Cache& cache, const Batch& batch, int n_threads, 
         }
     mem_.reserve(s_, batch.tokens.size(), batch.lengths.size());
     plan_attention();
+    plan_lora();
 }
 
 void Step::run(const std::function<bool()>& stop) {
@@ -228,6 +229,7 @@ void Step::collect(const Worker& w, int layer, Input input, const Activations& a
 }
 
 void Step::matmul(Worker& w, const Job* jobs, int n_jobs, const Activations& a, int tokens) {
+    lora_inputs(w, jobs, n_jobs, a, tokens);
     const bool few = tokens <= GEMV_TOKENS;
     int tiles[3] = {}, total = 0;
     for (int j = 0; j < n_jobs; j++) {
@@ -242,7 +244,7 @@ void Step::matmul(Worker& w, const Job* jobs, int n_jobs, const Activations& a, 
             int tile = i % total, j = 0;
             while (tile >= tiles[j]) tile -= tiles[j++];
             const int begin = (i / total) * per_block;
-            if (few) tile_gemv(jobs[j], tile, a, tokens);
+            if (few) tile_gemv(w, jobs[j], tile, a, tokens);
             else tile_panels(w, jobs[j], tile, a, begin, std::min(begin + per_block, tokens));
         }
 }
@@ -257,11 +259,13 @@ void Step::finish_tile(const Job& job, int tile, int token, const float* tile_ou
         std::memcpy(out, tile_out, sizeof(float) * (size_t)columns);
 }
 
-void Step::tile_gemv(const Job& job, int tile, const Activations& a, int tokens) {
+void Step::tile_gemv(const Worker& w, const Job& job, int tile, const Activations& a, int tokens) {
     float out[GEMV_TOKENS * TILE_ROWS], up[GEMV_TOKENS * TILE_ROWS];
     k_.gemv(job.a->type, job.a->tile(tile), a, 0, tokens, out);
+    add_lora(w, *job.a, tile, 0, tokens, out, TILE_ROWS);
     if (job.mode == Mode::SWIGLU) {
         k_.gemv(job.b->type, job.b->tile(tile), a, 0, tokens, up);
+        add_lora(w, *job.b, tile, 0, tokens, up, TILE_ROWS);
         k_.silu_mul(out, up, TILE_ROWS * tokens, out);
     }
     for (int t = 0; t < tokens; t++) finish_tile(job, tile, t, out + TILE_ROWS * t);
@@ -280,6 +284,8 @@ void Step::tile_panels(Worker& w, const Job& job, int pair, const Activations& a
     for (int t0 = begin; t0 < end; t0 += k_.panel_tokens) {
         const int n = std::min(k_.panel_tokens, end - t0);
         k_.panels(w.panel[0], w.panel[alone ? 0 : 1], a, t0, n, out);
+        add_lora(w, *job.a, first, t0, n, out, 2 * TILE_ROWS);
+        if (!alone) add_lora(w, swiglu ? *job.b : *job.a, second, t0, n, out + TILE_ROWS, 2 * TILE_ROWS);
         for (int t = 0; t < n; t++) {
             float* row = out + 2 * TILE_ROWS * t;
             if (swiglu) k_.silu_mul(row, row + TILE_ROWS, TILE_ROWS, row);

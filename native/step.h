@@ -37,6 +37,7 @@ struct Worker {
     Buffer panel_memory[2];
     Panel panel[2];
     std::unique_ptr<Attention> attention;
+    LoraBuffers lora;
     void reserve_panels(size_t k);
 };
 
@@ -45,6 +46,7 @@ struct StepMemory {
     std::vector<float> x, qkv, heads, hidden, cos, sin, last, partial_values;
     std::vector<Partial> partials;
     ActivationBuffers shared;
+    std::vector<float> lora;
     std::vector<Worker> workers;
     std::unique_ptr<std::atomic<int>[]> counters;  // one a phase: the next unclaimed item
     StepMemory(const Shape& shape, int n_threads);
@@ -72,7 +74,7 @@ class Step {
     void collect(const Worker& w, int layer, Input input, const Activations& a);
     Activations activate(Worker& w, const float* x, int tokens, int k, const float* norm, bool quantise);
     void matmul(Worker& w, const Job* jobs, int n_jobs, const Activations& a, int tokens);
-    void tile_gemv(const Job& job, int tile, const Activations& a, int tokens);
+    void tile_gemv(const Worker& w, const Job& job, int tile, const Activations& a, int tokens);
     void tile_panels(Worker& w, const Job& job, int pair, const Activations& a, int begin, int end);
     void finish_tile(const Job& job, int tile, int token, const float* tile_out) const;
     void rope_and_store(Worker& w, int layer);
@@ -81,7 +83,15 @@ class Step {
     void attention_split(Worker& w, int layer);
     void result(Worker& w);
     void plan_attention();
-    
+
+    // lora.cpp. plan: before the step. inputs: before a matmul's tiles, scale * A x of every adapter its matrices have.
+    // add: B times that, to 16 finished rows of `m` for n tokens, `stride` floats apart, before any activation.
+    void plan_lora();
+    void lora_inputs(Worker& w, const Job* jobs, int n_jobs, const Activations& a, int tokens);
+    void add_lora(const Worker& w, const Matrix& m, int tile, int t0, int n, float* out, int stride) const {
+        if (!w.lora.terms.empty()) add_terms(w, m, tile, t0, n, out, stride);
+    }
+    void add_terms(const Worker& w, const Matrix& m, int tile, int t0, int n, float* out, int stride) const;
 
     Model& m_;
     StepMemory& mem_;
@@ -94,6 +104,7 @@ class Step {
     std::vector<int> sequence_, position_;  // of each token
     std::vector<AttentionItem> items_;
     std::vector<std::pair<int, int>> split_;  // (item, chunk) where few items share many keys
+    std::vector<LoraUse> lora_, lora_last_;   // by the step's tokens; by its sequences' last tokens
     std::atomic<bool> stop_{false};
     std::chrono::steady_clock::time_point asked_;
 };

@@ -13,7 +13,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from phial.engine.adapters import LoadedAdapter
 from phial.engine.cache import PageStore
+from phial.gguf.lora import Adapter
 
 
 class Want(IntEnum):
@@ -27,12 +29,16 @@ class Want(IntEnum):
 
 @dataclass(frozen=True)
 class Step:
-    """New tokens of one sequence: positions n_past, n_past + 1, … with keys of one factor set in these pages."""
+    """New tokens of one sequence: positions n_past, n_past + 1, … with keys of one factor set in these pages.
+
+    adapters: what is added to the weights for this sequence, each with its scale.
+    """
 
     tokens: Sequence[int]
     n_past: int
     long: bool
     pages: Sequence[int]
+    adapters: Sequence[tuple[LoadedAdapter, float]] = ()
 
 
 class Backend(Protocol):
@@ -44,6 +50,7 @@ class Backend(Protocol):
     def kernel_set(self) -> str: ...
     @property
     def store(self) -> PageStore: ...
+    def load_adapter(self, adapter: Adapter, number: int) -> None: ...
     def forward(self, steps: Sequence[Step], want: Want) -> NDArray[np.float32]: ...
     def collect(self, on: bool) -> None:
         """Begin, at zero, to sum the squares of what each matrix of the layers multiplies; or stop and forget."""

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from phial.engine.adapters import NO_ADAPTERS, Mix
 from phial.errors import ArgumentError, PhialError
 
 CACHE_TYPES = ("f16", "bf16", "q8_0")
@@ -119,8 +120,9 @@ class PageTable:
 
     Attributes:
         pages: page ids in order of position.
-        n_tokens: positions filled, all with keys of one factor set.
+        n_tokens: positions filled, all with keys of one factor set and one mix of adapters.
         long: that factor set.
+        adapters: that mix.
     """
 
     def __init__(self, pool: PagePool, n_ctx: int) -> None:
@@ -128,6 +130,7 @@ class PageTable:
         self.pages: list[int] = []
         self.n_tokens = 0
         self.long = False
+        self.adapters = NO_ADAPTERS
         self._promised = -(-n_ctx // pool.page_tokens)
         pool.collect()
         pool.promised += self._promised
@@ -181,9 +184,9 @@ class PageTable:
 class PrefixCache:
     """Full pages of ended sequences, found again by the tokens that led to them; least recently used go first.
 
-    A page's key is the chain hash of all tokens up to its end and the factor set: keys and values depend on nothing
-    else (the model and the cache type are the pool's own). A page that a session holds too costs nothing to keep, but
-    counts against the budget all the same, so that the budget bounds what stays when all sessions close.
+    A page's key is the chain hash of all tokens up to its end, the factor set and the adapters: keys and values depend
+    on nothing else (the model and the cache type are the pool's own). A page that a session holds too costs nothing to
+    keep, but counts against the budget all the same, so that the budget bounds what stays when all sessions close.
     """
 
     def __init__(self, pool: PagePool, max_pages: int) -> None:
@@ -194,10 +197,10 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._pages)
 
-    def _keys(self, tokens: Sequence[int], n_pages: int, long: bool) -> list[bytes]:
+    def _keys(self, tokens: Sequence[int], n_pages: int, long: bool, adapters: Mix) -> list[bytes]:
         size = self._pool.page_tokens
         ids = np.asarray(tokens[: n_pages * size], dtype="<i4")
-        keys, key = [], b"long" if long else b"short"
+        keys, key = [], (b"long" if long else b"short") + adapters.key
         for start in range(0, n_pages * size, size):
             key = blake2b(ids[start : start + size].tobytes(), digest_size=16, key=key).digest()
             keys.append(key)
@@ -206,7 +209,7 @@ class PrefixCache:
     def keep(self, table: PageTable, tokens: Sequence[int]) -> None:
         """Remember the table's full pages; tokens are the ids of (at least) its filled positions."""
         n = min(table.n_tokens // self._pool.page_tokens, self.max_pages)
-        keys = self._keys(tokens, n, table.long)
+        keys = self._keys(tokens, n, table.long, table.adapters)
         for key, page in zip(reversed(keys), reversed(table.pages[:n]), strict=True):  # the first is the last to go
             if key not in self._pages:
                 self._pages[key] = self._pool.share(page)
@@ -214,9 +217,9 @@ class PrefixCache:
         while len(self._pages) > self.max_pages:
             self._pool.release(self._pages.popitem(last=False)[1])
 
-    def find(self, tokens: Sequence[int], long: bool) -> list[int]:
+    def find(self, tokens: Sequence[int], long: bool, adapters: Mix = NO_ADAPTERS) -> list[int]:
         """Return the pages kept for the longest known prefix of tokens, still owned by the cache alone."""
-        keys = self._keys(tokens, len(tokens) // self._pool.page_tokens, long)
+        keys = self._keys(tokens, len(tokens) // self._pool.page_tokens, long, adapters)
         known = next((i for i, key in enumerate(keys) if key not in self._pages), len(keys))
         for key in reversed(keys[:known]):
             self._pages.move_to_end(key)

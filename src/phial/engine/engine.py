@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from phial.config import ModelConfig
 from phial.engine import native_backend
+from phial.engine.adapters import LoadedAdapter, Mix, Wanted, mix, read_adapter
 from phial.engine.backend import Backend, Step, Want
 from phial.engine.cache import PagePool, check_cache_type
 from phial.engine.memory import MemoryEstimate, available_memory, estimate_for, memory_estimate
@@ -43,6 +44,7 @@ class Engine:
 
     Attributes:
         config, tokenizer, metadata, path: of the model.
+        adapters: what load_adapter has loaded.
         backend_name: "native" or "reference".
         lock: held by sessions while they touch pages or run a step.
     """
@@ -62,6 +64,7 @@ class Engine:
         self.metadata, self.path = metadata, path
         self.backend_name = backend.name
         self.lock = threading.RLock()
+        self.adapters: list[LoadedAdapter] = []
         self._backend: Backend | None = backend
         self._pool: PagePool | None = PagePool(backend.store, prefix_bytes)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -124,8 +127,34 @@ class Engine:
             raise PhialError("the engine is closed", "open it again with Engine.open")
         return self._pool
 
-    def session(self, n_ctx: int) -> Session:
-        """Return a new, empty sequence of at most n_ctx tokens; its memory grows with use."""
+    def load_adapter(self, path: str | Path) -> LoadedAdapter:
+        """Load a LoRA adapter, a folder that PEFT saved or a GGUF file, for sessions to name; no weight changes.
+
+        It stays until the engine is closed. The same adapter again is the same object.
+
+        Raises:
+            FormatError: it is damaged, made for another model, or changes what only a merge could honour.
+            PhialError: there is none, or no memory for it.
+        """
+        adapter = read_adapter(path, self.config)
+        with self.lock:
+            for known in self.adapters:
+                if known.fingerprint == adapter.fingerprint:
+                    return known
+            loaded = LoadedAdapter(adapter.name, adapter.fingerprint, len(self.adapters))
+            self._live().load_adapter(adapter, loaded.number)
+            self.adapters.append(loaded)
+            return loaded
+
+    def mix(self, adapters: Wanted) -> Mix:
+        """Check adapters and scales for a session; see Session.set_adapters."""
+        return mix(self.adapters, adapters)
+
+    def session(self, n_ctx: int, adapters: Wanted = ()) -> Session:
+        """Return a new, empty sequence of at most n_ctx tokens; its memory grows with use.
+
+        adapters: (what load_adapter returned, scale) each; they are added to the weights for this sequence alone.
+        """
         if isinstance(n_ctx, bool) or not isinstance(n_ctx, (int, np.integer)) or not 1 <= n_ctx < 2**31:
             raise ArgumentError(f"n_ctx is {n_ctx!r}", f"use 1 up to the trained context, {self.config.n_ctx_train}")
         if n_ctx > self.config.n_ctx_train and not self._warned:
@@ -135,7 +164,7 @@ class Engine:
                 "text beyond that will be poor"
             )
         with self.lock:
-            session = Session(self, int(n_ctx))
+            session = Session(self, int(n_ctx), self.mix(adapters))
             self._sessions.add(session)
         return session
 

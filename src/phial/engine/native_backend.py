@@ -15,6 +15,7 @@ from phial.config import ROPE_TENSORS, ModelConfig
 from phial.engine.backend import Step, Want
 from phial.errors import ArgumentError, FormatError, PhialError
 from phial.gguf.container import GGUFFile
+from phial.gguf.lora import Adapter
 
 try:
     from phial import _native
@@ -57,6 +58,7 @@ class NativeBackend:
         """Load the weights. Raises PhialError where memory does not suffice, FormatError where they are unusable."""
         self.n_threads, self.n_threads_batch = n_threads, n_threads_batch
         self._config = config
+        self._adapters: dict[int, int] = {}  # the core's number by the engine's
         try:
             self._model = _make_model(config, max(n_threads, n_threads_batch))
             _feed(self._model, file, progress)
@@ -79,6 +81,18 @@ class NativeBackend:
         """Memory of the packed weights."""
         return self._model.n_bytes
 
+    def load_adapter(self, adapter: Adapter, number: int) -> None:
+        """Pack an adapter and hold it under this number. PhialError where memory does not suffice."""
+        try:
+            ours = self._model.add_adapter()
+            for tensor, delta in adapter.deltas.items():
+                self._model.set_adapter(ours, *_core_name(tensor), delta.a, delta.b)
+        except MemoryError as error:
+            raise PhialError(
+                f"not enough memory for adapter {adapter.name}", "use a smaller model or adapter"
+            ) from error
+        self._adapters[number] = ours
+
     def forward(self, steps: Sequence[Step], want: Want) -> NDArray[np.float32]:
         """Run several sequences in one call; see Want for what comes back."""
         tokens = np.concatenate([np.asarray(step.tokens, np.int32) for step in steps])
@@ -94,6 +108,7 @@ class NativeBackend:
             pages,
             int(want),
             self.n_threads if len(tokens) == len(steps) else self.n_threads_batch,
+            [(i, self._adapters[a.number], scale) for i, step in enumerate(steps) for a, scale in step.adapters],
         )
         assert isinstance(result, np.ndarray)
         return result
@@ -136,14 +151,11 @@ def _make_model(config: ModelConfig, n_threads: int) -> _native.Model:
 
 
 def _feed(model: _native.Model, file: GGUFFile, progress: Progress | None) -> None:
-    """Hand every weight over, under the core's name: without "blk.N." and ".weight"."""
+    """Hand every weight over, under the core's name."""
     weights = [info for name, info in file.tensors.items() if name not in ROPE_TENSORS]
     total, done = sum(info.n_bytes for info in weights), 0
     for info in weights:
-        name, layer = info.name.removesuffix(".weight"), -1
-        if name.startswith("blk."):
-            _, number, name = name.split(".", 2)
-            layer = int(number)
+        name, layer = _core_name(info.name)
         if len(info.shape) == 1:  # the core keeps vectors as float32
             data = file.dequantized(info.name).view(np.uint8)
             model.set_tensor(name, layer, 0, 1, info.shape[0], data)
@@ -154,3 +166,12 @@ def _feed(model: _native.Model, file: GGUFFile, progress: Progress | None) -> No
         done += info.n_bytes
         if progress is not None:
             progress(done, total)
+
+
+def _core_name(tensor: str) -> tuple[str, int]:
+    """The core's name of a tensor, without "blk.N." and ".weight", and its layer; -1 for none."""
+    name = tensor.removesuffix(".weight")
+    if not name.startswith("blk."):
+        return name, -1
+    _, number, name = name.split(".", 2)
+    return name, int(number)

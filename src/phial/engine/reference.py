@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from phial.config import ROPE_TENSORS, ModelConfig
 from phial.errors import ArgumentError
 from phial.gguf.blocks import dequantize
 from phial.gguf.container import GGUFFile
+from phial.gguf.lora import Adapter
 
 F32 = NDArray[np.float32]
 _PIECE = 1 << 24  # elements of a matrix multiplied at a time, so that a dequantised piece stays within 64 MiB
@@ -86,11 +88,13 @@ class ReferenceModel:
 
     config: as read from the file. weights: float32 arrays by GGUF name, shapes as config.tensor_shapes().
     squares: where it is a dictionary, every product adds the sum of its inputs' squares over the tokens, (columns,).
+    adapters: LoRA adapters with their scales, added to the weights; see with_adapters.
     """
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, F32]) -> None:
         self.config, self.weights = config, weights
         self.squares: dict[str, NDArray[np.float64]] | None = None
+        self.adapters: Sequence[tuple[Adapter, float]] = ()
         self._shapes = config.tensor_shapes()
 
     @classmethod
@@ -99,6 +103,12 @@ class ReferenceModel:
         rope_tensors = {name: file.dequantized(name) for name in ROPE_TENSORS if name in file.tensors}
         shapes = {name: info.shape for name, info in file.tensors.items()}
         return cls(ModelConfig.from_gguf(file.metadata, shapes, rope_tensors), GGUFWeights(file))
+
+    def with_adapters(self, adapters: Sequence[tuple[Adapter, float]]) -> ReferenceModel:
+        """The same weights with these LoRA adapters, each times its scale, added."""
+        other = copy(self)
+        other.adapters = adapters
+        return other
 
     def forward(
         self,
@@ -125,7 +135,7 @@ class ReferenceModel:
         if hidden:
             return self._norm(x_TD, "output_norm")
         x_TD = self._norm(x_TD if all_logits else x_TD[-1:], "output_norm")
-        logits = self._linear(x_TD, "token_embd" if self.config.tie_embeddings else "output")
+        logits = self._linear(x_TD, "output")
         return logits if all_logits else logits[0]
 
     def _checked(self, tokens: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
@@ -143,13 +153,17 @@ class ReferenceModel:
 
     def _linear(self, x: F32, name: str) -> F32:
         """x W^T + b: (T, columns) to (T, rows), a piece of the rows at a time."""
+        stored = "token_embd" if name == "output" and self.config.tie_embeddings else name
         if self.squares is not None:
             found = np.square(x, dtype=np.float64).sum(axis=0)
-            self.squares[f"{name}.weight"] = self.squares.get(f"{name}.weight", 0.0) + found
+            self.squares[f"{stored}.weight"] = self.squares.get(f"{stored}.weight", 0.0) + found
         step = max(1, _PIECE // x.shape[1])
-        starts = range(0, self._shapes[f"{name}.weight"][0], step)
-        pieces = [x @ self._rows(f"{name}.weight", slice(i, i + step)).T for i in starts]
+        starts = range(0, self._shapes[f"{stored}.weight"][0], step)
+        pieces = [x @ self._rows(f"{stored}.weight", slice(i, i + step)).T for i in starts]
         y = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
+        for adapter, scale in self.adapters:
+            if (delta := adapter.deltas.get(f"{name}.weight")) is not None:
+                y = y + np.float32(scale) * (x @ delta.a.T @ delta.b.T)
         return y + self.weights[f"{name}.bias"] if f"{name}.bias" in self.weights else y
 
     def _norm(self, x: F32, name: str) -> F32:

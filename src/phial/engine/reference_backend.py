@@ -17,6 +17,7 @@ from phial.engine.reference import ReferenceModel
 from phial.gguf.blocks import dequantize, quantize
 from phial.gguf.container import read_gguf
 from phial.gguf.formats import GGMLType, n_bytes
+from phial.gguf.lora import Adapter
 
 F32 = NDArray[np.float32]
 PAGE_TOKENS = 64
@@ -95,6 +96,11 @@ class ReferenceBackend:
         self._file = read_gguf(path)
         self._model = ReferenceModel.from_gguf(self._file)
         self.store = ReferencePages(config, cache_type)
+        self._adapters: dict[int, Adapter] = {}
+
+    def load_adapter(self, adapter: Adapter, number: int) -> None:
+        """Hold an adapter under this number."""
+        self._adapters[number] = adapter
 
     def forward(self, steps: Sequence[Step], want: Want) -> F32:
         """Run the sequences one after the other; see Want for what comes back."""
@@ -102,7 +108,9 @@ class ReferenceBackend:
         for step in steps:
             sequence = _Sequence(self.store, step)
             everything, hidden = want == Want.ALL, want == Want.HIDDEN
-            out = self._model.forward(step.tokens, sequence, step.long, all_logits=everything, hidden=hidden)
+            adapters = [(self._adapters[adapter.number], scale) for adapter, scale in step.adapters]
+            model = self._model.with_adapters(adapters) if adapters else self._model
+            out = model.forward(step.tokens, sequence, step.long, all_logits=everything, hidden=hidden)
             results.append(np.atleast_2d(out)[: 0 if want == Want.NOTHING else None])
         return np.concatenate(results)
 

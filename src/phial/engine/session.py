@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phial.engine import state
+from phial.engine.adapters import NO_ADAPTERS, Mix, Wanted
 from phial.engine.backend import Step, Want
 from phial.engine.cache import PageTable
 from phial.engine.sampling import Sampler, SamplingParams
@@ -42,12 +43,13 @@ class Session:
         n_ctx: how many tokens it may hold.
     """
 
-    def __init__(self, engine: Engine, n_ctx: int) -> None:
+    def __init__(self, engine: Engine, n_ctx: int, adapters: Mix = NO_ADAPTERS) -> None:
         self.engine = engine
         self.n_ctx = n_ctx
         self._tokens: list[int] = []
-        # Invariant between calls: the table holds the keys of a prefix of _tokens, all of its one factor set.
+        # Invariant between calls: the table holds the keys of a prefix of _tokens, all of its one factor set and mix.
         self._pages: PageTable | None = PageTable(engine.pool, n_ctx)
+        self._pages.adapters = adapters
         self._finalizer = weakref.finalize(self, engine.pool.abandoned.append, (self._pages, self._tokens))
 
     @property
@@ -106,11 +108,31 @@ class Session:
         with self.engine.lock:
             table = PageTable(self._table.pool, len(new))
         try:
-            table.long = self.engine.config.uses_long(len(new))
+            table.long, table.adapters = self.engine.config.uses_long(len(new)), self.adapters
             return self._run(table, new, Want.HIDDEN, len(new), None)
         finally:
             with self.engine.lock:
                 table.close()
+
+    @property
+    def adapters(self) -> Mix:
+        """The adapters this sequence runs with."""
+        return self._table.adapters
+
+    def set_adapters(self, adapters: Wanted) -> None:
+        """Run with these adapters and scales from now on, none with ().
+
+        The rule is the one of factor sets: all keys of a sequence are computed in one way. So the tokens stay, their
+        keys go, and the next call computes them again with the new adapters, as if they had been there from the start.
+
+        Raises:
+            ArgumentError: an adapter that the engine does not hold, or a scale that is no number.
+        """
+        wanted = self.engine.mix(adapters)
+        with self.engine.lock:
+            if wanted != self._table.adapters:
+                self._table.cut(0, self._tokens)
+                self._table.adapters = wanted
 
     def truncate(self, n: int) -> None:
         """Keep the first n tokens."""
@@ -171,7 +193,7 @@ class Session:
             new = [token]
 
     def save(self) -> bytes:
-        """Return the tokens and their keys as bytes that load() of the same model, cache type and backend reads."""
+        """Return the tokens and their keys as bytes that load() reads where model, cache and adapters agree."""
         with self.engine.lock:
             return state.dump(self.engine.identity, self._tokens, self._table)
 
@@ -184,7 +206,7 @@ class Session:
             ContextLimitError: it holds more tokens than this context.
         """
         with self.engine.lock:
-            saved = state.parse(data, self.engine.identity, self._table.pool.store)
+            saved = state.parse(data, self.engine.identity, self._table.adapters, self._table.pool.store)
             if len(saved.tokens) > self.n_ctx:
                 raise ContextLimitError(
                     f"the saved session has {len(saved.tokens)} tokens, but the context holds {self.n_ctx}",
@@ -235,7 +257,7 @@ class Session:
                 table.cut(0, self._tokens)
                 table.long, search = long, True
             if search:
-                found = table.pool.prefixes.find(self._tokens[:limit], long)
+                found = table.pool.prefixes.find(self._tokens[:limit], long, table.adapters)
                 if len(found) * table.pool.page_tokens > table.n_tokens:
                     table.adopt(found)
 
@@ -250,7 +272,7 @@ class Session:
             needed = end > first
             with self.engine.lock:  # released between steps, so that other sessions get their turn
                 table.prepare(end - start)
-                step = Step(tokens[start:end], start, table.long, table.pages)
+                step = Step(tokens[start:end], start, table.long, table.pages, table.adapters.parts)
                 out = self.engine.forward([step], want if needed else Want.NOTHING)
                 table.n_tokens = end  # only now: an interrupted step has left nothing behind
             if needed:

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from phial.engine.adapters import Mix
 from phial.engine.cache import PageStore, PageTable
 from phial.errors import FormatError, PhialError
 
-MAGIC = b"PHIALKV1"
+MAGIC = b"PHIALKV2"
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -49,6 +50,7 @@ def dump(identity: Identity, tokens: Sequence[int], table: PageTable) -> bytes:
         "tokens": len(tokens),
         "cached": table.n_tokens,
         "long": table.long,
+        "adapters": _listed(table.adapters),
         "page_tokens": store.page_tokens,
         "page_bytes": store.page_bytes,
     }
@@ -61,7 +63,7 @@ def dump(identity: Identity, tokens: Sequence[int], table: PageTable) -> bytes:
     return b"".join([*parts, digest.digest()])
 
 
-def parse(data: bytes, identity: Identity, store: PageStore) -> Saved:
+def parse(data: bytes, identity: Identity, adapters: Mix, store: PageStore) -> Saved:
     """Read what dump wrote; FormatError where it is damaged, PhialError where it belongs elsewhere."""
     if data[: len(MAGIC)] != MAGIC:
         raise FormatError(f"not a saved session: it begins with {bytes(data[:8])!r}", f"expected {MAGIC!r}")
@@ -75,7 +77,7 @@ def parse(data: bytes, identity: Identity, store: PageStore) -> Saved:
         page_tokens, page_bytes = int(header["page_tokens"]), int(header["page_bytes"])
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"the saved session's header is unreadable: {error!r}", "save it again") from error
-    _check_owner(header, identity)
+    _check_owner(header, identity, adapters)
     if (page_tokens, page_bytes) != (store.page_tokens, store.page_bytes):
         raise PhialError(
             f"the saved session has pages of {page_tokens} tokens and {page_bytes} bytes",
@@ -96,10 +98,14 @@ def parse(data: bytes, identity: Identity, store: PageStore) -> Saved:
     )
 
 
-def _check_owner(header: dict[str, Any], identity: Identity) -> None:
-    for name, ours in vars(identity).items():
+def _listed(adapters: Mix) -> list[list[Any]]:
+    return [[adapter.fingerprint, scale] for adapter, scale in adapters.parts]
+
+
+def _check_owner(header: dict[str, Any], identity: Identity, adapters: Mix) -> None:
+    for name, ours in {**vars(identity), "adapters": _listed(adapters)}.items():
         if header.get(name) != ours:
             raise PhialError(
                 f"the saved session has the {name.replace('_', ' ')} {header.get(name)!r}, not {ours!r}",
-                "load it with the model file, cache type and backend it was saved with",
+                "load it with the model file, cache type, backend and adapters it was saved with",
             )
