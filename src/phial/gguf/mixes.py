@@ -1,8 +1,8 @@
-"""Which type each tensor gets in a quantised file: llama.cpp's mixtures, as its version in llama-cpp-python 0.3.36 has them.
+"""Which type each tensor gets in a quantised file: llama.cpp's mixtures, as llama-cpp-python 0.3.36 has them.
 
 A recipe has one type for most matrices and wider ones where errors cost most: the output, attn_v (or the fused
-attn_qkv) and ffn_down, in some layers. tests/golden/quantize_types.json holds what llama.cpp itself chose. Until 2025
-it gave the fused attn_qkv Q5_K in Q4_K_M and Q6_K in Q5_K_M in every layer; files of that time differ there.
+attn_qkv) and ffn_down, in some layers. tests/golden/quantize_types.json holds what llama.cpp itself chose. Older
+versions gave the fused attn_qkv of every layer Q5_K in Q4_K_M and Q6_K in Q5_K_M; published Phi-3 files have that.
 """
 
 from __future__ import annotations
