@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,43 @@ def hf_to_gguf(
         FormatError: a missing or damaged file, a wrong shape, NaN, or a model that GGUF or phial does not know.
         PhialError: the file cannot be written.
     """
-    folder, path = Path(folder), Path(path)
     kind = _choose(type, GGUF_TYPES)
+    model = read_model(Path(folder))
+    metadata = model.metadata | {"general.file_type": _FILE_TYPES[type]}
+    if kind in BLOCK_SIZES and BLOCK_SIZES[kind][0] > 1:
+        metadata["general.quantization_version"] = 2
+    tensors: list[Tensor] = [(n, v.shape, GGMLType.F32, quantize(v, GGMLType.F32)) for n, v in model.ropes.items()]
+    sources = model.sources
+    for done, (name, source) in enumerate(sources.items()):
+        chosen = kind if len(source.shape) == 2 else GGMLType.F32
+        _check_columns(source, chosen)
+        start = partial(progress, source.name, done, len(sources))
+        tensors.append((name, source.shape, chosen, _encoded(name, model.config, source, chosen, start)))
+    write_gguf(Path(path), metadata, tensors)
+    progress("", len(sources), len(sources))
+    return model.notes
+
+
+@dataclass(frozen=True)
+class FolderModel:
+    """A Hugging Face folder in GGUF's terms.
+
+    Attributes:
+        metadata: without general.file_type, which says how the tensors are written.
+        ropes: small float tensors that belong to the configuration.
+        sources: the weights by GGUF name, not yet read, rows in the folder's order (names.to_gguf_rows).
+        notes: what GGUF cannot say.
+    """
+
+    config: ModelConfig
+    metadata: dict[str, Any]
+    ropes: dict[str, NDArray[np.float32]]
+    sources: dict[str, StoredTensor]
+    notes: list[str]
+
+
+def read_model(folder: Path) -> FolderModel:
+    """Read everything of a folder but the weights' values. Raises FormatError as hf_to_gguf does."""
     if not (folder / "config.json").is_file():
         raise FormatError(f"{folder} has no config.json", "name the folder of a Hugging Face model")
     values = read_json(folder / "config.json")
@@ -72,20 +108,10 @@ def hf_to_gguf(
     stored = read_folder(folder)
     sources = _match(config, stored)
     tokenizer, notes = read_hf_tokenizer(folder, values, config.n_vocab, config.name)
-    metadata = gguf_metadata(config) | {"general.file_type": _FILE_TYPES[type]} | tokenizer
-    if kind in BLOCK_SIZES and BLOCK_SIZES[kind][0] > 1:
-        metadata["general.quantization_version"] = 2
+    metadata = gguf_metadata(config) | tokenizer
     ropes = rope_tensors(config)
     ModelConfig.from_gguf(metadata, {name: t.shape for name, t in sources.items()}, ropes)  # what it writes, it reads
-    tensors: list[Tensor] = [(n, v.shape, GGMLType.F32, quantize(v, GGMLType.F32)) for n, v in ropes.items()]
-    for done, (name, source) in enumerate(sources.items()):
-        chosen = kind if len(source.shape) == 2 else GGMLType.F32
-        _check_columns(source, chosen)
-        start = partial(progress, source.name, done, len(sources))
-        tensors.append((name, source.shape, chosen, _encoded(name, config, source, chosen, start)))
-    write_gguf(path, metadata, tensors)
-    progress("", len(sources), len(sources))
-    return notes
+    return FolderModel(config, metadata, ropes, sources, notes)
 
 
 def gguf_to_hf(

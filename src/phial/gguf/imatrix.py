@@ -2,7 +2,7 @@
 
 Rounding column j of a matrix by e changes the product by e * x_j, so its squared error counts in proportion to the mean
 square of x_j. The file is llama.cpp's (general.type "imatrix"; NAME.in_sum2 and NAME.counts for each weight), readable
-by both. Left out: the older .dat files, and one matrix for each expert. Running a model is the engine's; what calibrate()
+by both. Left out: the older .dat files, and matrices of experts. Running a model is the engine's: what calibrate()
 needs of it is the protocol Calibrated.
 """
 
