@@ -14,7 +14,7 @@ import pytest
 
 ROWS = [
     {"config"},
-    {"tokenizer", "hub", "manifest"},
+    {"tokenizer", "hf", "hub", "manifest"},
     {"model", "gguf"},
     {"engine", "train", "eval", "data"},
     {"search"},

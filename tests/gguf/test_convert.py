@@ -25,8 +25,8 @@ from phial.gguf.blocks import GGMLType, dequantize, quantize
 from phial.gguf.container import read_gguf
 from phial.gguf.convert import gguf_to_hf, hf_to_gguf
 from phial.gguf.hf_tokenizer_files import tokenizer_json
-from phial.gguf.safetensors import read_folder
 from phial.gguf.sentencepiece_file import merges_of, scores_of, write_model
+from phial.hf.folder import read_folder
 from phial.tokenizer.tokenizer import Tokenizer
 from phial.tokenizer.vocabulary import read_vocabulary
 

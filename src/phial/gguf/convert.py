@@ -8,7 +8,6 @@ nothing behind. Quantising beyond Q8_0 is quantize.py's.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,24 +18,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phial.config import ROPE_TENSORS, ModelConfig
-from phial.errors import ArgumentError, FormatError, PhialError
+from phial.errors import ArgumentError, FormatError
 from phial.gguf.blocks import quantize
 from phial.gguf.container import GGUFFile, read_gguf
 from phial.gguf.formats import BLOCK_SIZES, GGMLType
-from phial.gguf.hf_config import gguf_metadata, read_hf_config, rope_tensors, write_hf_config
 from phial.gguf.hf_tokenizer import read_hf_tokenizer
 from phial.gguf.hf_tokenizer_files import write_hf_tokenizer
-from phial.gguf.names import hf_name, is_computed, to_gguf_rows, to_hf_rows
-from phial.gguf.safetensors import (
+from phial.gguf.metadata import gguf_metadata, rope_tensors
+from phial.gguf.writer import Tensor, write_gguf
+from phial.hf.config import read_hf_config, write_hf_config
+from phial.hf.folder import (
     SHARD_BYTES,
-    NewTensor,
-    StoredTensor,
+    check_tensors,
+    model_name,
+    new_folder,
+    read_config,
     read_folder,
-    read_json,
     write_folder,
     write_json,
 )
-from phial.gguf.writer import Tensor, write_gguf
+from phial.hf.names import hf_name, to_gguf_rows, to_hf_rows
+from phial.hf.safetensors import NewTensor, StoredTensor
 from phial.tokenizer.vocabulary import Vocabulary
 
 GGUF_TYPES = {"f32": GGMLType.F32, "f16": GGMLType.F16, "bf16": GGMLType.BF16, "q8_0": GGMLType.Q8_0}
@@ -101,10 +103,8 @@ class FolderModel:
 
 def read_model(folder: Path) -> FolderModel:
     """Read everything of a folder but the weights' values. Raises FormatError as hf_to_gguf does."""
-    if not (folder / "config.json").is_file():
-        raise FormatError(f"{folder} has no config.json", "name the folder of a Hugging Face model")
-    values = read_json(folder / "config.json")
-    config = read_hf_config(values, _model_name(values, folder))
+    values = read_config(folder)
+    config = read_hf_config(values, model_name(values, folder))
     stored = read_folder(folder)
     sources = _match(config, stored)
     tokenizer, notes = read_hf_tokenizer(folder, values, config.n_vocab, config.name)
@@ -131,25 +131,15 @@ def gguf_to_hf(
     """
     path, folder = Path(path), Path(folder)
     dtype = _choose(type, HF_TYPES)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ArgumentError(f"{folder} exists and is not an empty folder", "name a new one")
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        with read_gguf(path) as file:
-            shapes = {name: info.shape for name, info in file.tensors.items()}
-            ropes = {name: file.dequantized(name) for name in ROPE_TENSORS if name in shapes}
-            config = ModelConfig.from_gguf(file.metadata, shapes, ropes)
-            values = write_hf_config(config, dtype) | {"_name_or_path": config.name}
-            unfinished.mkdir(parents=True)
-            vocabulary = write_hf_tokenizer(unfinished, file.metadata, config.n_ctx_train)
-            _write_configs(unfinished, values, vocabulary)
-            write_folder(unfinished, list(_decoded(file, config, type, progress)), shard_bytes=shard_bytes)
-            os.replace(unfinished, folder)
-        progress("", len(file.tensors), len(file.tensors))
-    except OSError as error:
-        raise PhialError(f"cannot write {folder}: {error.strerror or error}", "check the path and its space") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with new_folder(folder) as unfinished, read_gguf(path) as file:
+        shapes = {name: info.shape for name, info in file.tensors.items()}
+        ropes = {name: file.dequantized(name) for name in ROPE_TENSORS if name in shapes}
+        config = ModelConfig.from_gguf(file.metadata, shapes, ropes)
+        values = write_hf_config(config, dtype) | {"_name_or_path": config.name}
+        vocabulary = write_hf_tokenizer(unfinished, file.metadata, config.n_ctx_train)
+        _write_configs(unfinished, values, vocabulary)
+        write_folder(unfinished, list(_decoded(file, config, type, progress)), shard_bytes=shard_bytes)
+    progress("", len(file.tensors), len(file.tensors))
 
 
 def _choose(type: str, types: Mapping[str, Any]) -> Any:
@@ -158,24 +148,11 @@ def _choose(type: str, types: Mapping[str, Any]) -> Any:
     return types[type]
 
 
-def _model_name(values: Mapping[str, Any], folder: Path) -> str:
-    """The model's name: the last part of where it came from, else the folder's."""
-    origin = values.get("_name_or_path")
-    return (Path(origin).name if isinstance(origin, str) else "") or folder.resolve().name
-
-
 def _match(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Stored tensors by GGUF name. FormatError, in the folder's own names, for missing, unknown and wrong ones."""
-    names = {name: hf_name(name, config.architecture) for name in config.tensor_shapes()}
-    if missing := [name for name in names.values() if name not in stored]:
-        raise FormatError(f"{len(missing)} of {len(names)} tensors are missing, first {missing[0]}", "fetch them again")
-    known = {*names.values(), "lm_head.weight"}  # a tied model may store its embedding twice
-    if unknown := [name for name in stored if name not in known and not is_computed(name)]:
-        raise FormatError(f"tensor {unknown[0]} has no place in a {config.architecture} model")
-    for name, shape in config.tensor_shapes().items():
-        found = stored[names[name]].shape
-        if found != shape:
-            raise FormatError(f"tensor {names[name]} has shape {found}, config.json makes it {shape}")
+    shapes = config.tensor_shapes()
+    names = {name: hf_name(name, config.architecture) for name in shapes}
+    check_tensors(stored, {theirs: shapes[name] for name, theirs in names.items()}, config.architecture)
     return {name: stored[theirs] for name, theirs in names.items()}
 
 
@@ -195,6 +172,7 @@ def _encoded(name: str, config: ModelConfig, source: StoredTensor, kind: GGMLTyp
         if not np.isfinite(values).all():
             raise FormatError(f"tensor {source.name} holds NaN or infinity", "the checkpoint is damaged")
         yield _quantized(source.name, values, kind)
+    source.release()
 
 
 def _decoded(file: GGUFFile, config: ModelConfig, type: str, progress: Progress) -> Iterator[NewTensor]:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from phial.errors import FormatError
-from phial.gguf.safetensors import read_json
 from phial.gguf.sentencepiece_file import Pieces, read_model, scores_of
+from phial.hf.folder import read_json
 from phial.tokenizer.pretokenizers import IGNORE_MERGES, PATTERNS
 from phial.tokenizer.special_tokens import rstrip_ids
 from phial.tokenizer.tokenizer import Tokenizer

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from phial.gguf.safetensors import write_json
 from phial.gguf.sentencepiece_file import merges_of, write_model
+from phial.hf.folder import write_json
 from phial.tokenizer.pretokenizers import IGNORE_MERGES, patterns_for
 from phial.tokenizer.special_tokens import rstrip_ids
 from phial.tokenizer.vocabulary import TokenType, Vocabulary, read_vocabulary

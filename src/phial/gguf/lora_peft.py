@@ -18,8 +18,9 @@ import numpy as np
 from phial.config import ModelConfig
 from phial.errors import FormatError
 from phial.gguf.lora import OTHER_MODEL, Adapter, Halves, LowRank, adaptable, low_rank, scaled, unknown_target
-from phial.gguf.names import hf_name, to_gguf_rows
-from phial.gguf.safetensors import StoredTensor, read_json, read_safetensors
+from phial.hf.folder import read_json
+from phial.hf.names import hf_name, to_gguf_rows
+from phial.hf.safetensors import StoredTensor, read_safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights", "bias"}

@@ -1,8 +1,7 @@
-"""config.json to ModelConfig to GGUF metadata, and back (phi3-spec §1.3, LongRoPE §4.2).
+"""config.json to ModelConfig, and back (phi3-spec §1.3, LongRoPE §4.2), for Phi-3, Llama and Qwen2.
 
-A key that nobody here reads is an error unless it is known not to change the computation or is empty: a model that
-would be computed differently must not convert quietly. RoPE is read in the layouts of transformers 4 (rope_theta,
-rope_scaling) and 5 (rope_parameters) and written in the former, which both read.
+RoPE is read in the layouts of transformers 4 (rope_theta, rope_scaling) and 5 (rope_parameters) and written in the
+former, which both read.
 """
 
 from __future__ import annotations
@@ -12,77 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from phial.config import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, ModelConfig, longrope_attn_factor
+from phial.config import ROPE_FREQS, ModelConfig, longrope_attn_factor
 from phial.errors import FormatError
+from phial.hf.settings import Settings, shortest
 
 CLASSES = {"Phi3ForCausalLM": "phi3", "LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
-# Keys about training, storage and habits of generation. Token ids are read with the tokenizer.
-_INFORMATION = set(
-    """_name_or_path architectures attention_dropout auto_map bos_token_id chunk_size_feed_forward dtype embd_pdrop
-    eos_token_id id2label initializer_range is_llama_config label2id max_window_layers model_type output_attentions
-    output_hidden_states pad_token_id problem_type resid_pdrop return_dict torch_dtype transformers.js_config
-    transformers_version unsloth_fixed unsloth_version use_cache""".split()
-)
-# Keys of features not implemented, with the value that is.
-_ONLY: dict[str, object] = {
-    "attention_bias": False, "hidden_act": "silu", "is_encoder_decoder": False, "add_cross_attention": False,
-    "mlp_bias": False, "pretraining_tp": 1, "rope_interleaved": False, "tie_encoder_decoder": False,
-}  # fmt: skip
-
-
-class _Settings:
-    """The keys of config.json, or of the rope settings in it, which remember what was asked for."""
-
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        self.values, self.where = values, where
-        self.asked: set[str] = set()
-
-    def get(self, name: str, default: Any = ...) -> Any:
-        """The value, `default` where it is absent or null. FormatError where it is absent without a default."""
-        self.asked.add(name)
-        value = self.values.get(name)
-        if value is None and default is ...:
-            raise FormatError(f"{self.where} has no {name}", "the folder holds no complete model")
-        return default if value is None else value
-
-    def number(self, name: str, default: Any = ...) -> float:
-        value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise FormatError(f"{self.where}: {name} is {value!r}, not a number")
-        return float(value)
-
-    def integer(self, name: str, default: Any = ...) -> int:
-        value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise FormatError(f"{self.where}: {name} is {value!r}, not a count")
-        return value
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.get(name, default)
-        if not isinstance(value, bool):
-            raise FormatError(f"{self.where}: {name} is {value!r}, not true or false")
-        return value
-
-    def numbers(self, name: str) -> tuple[float, ...]:
-        value = self.get(name)
-        if not isinstance(value, list) or not all(
-            isinstance(item, (int, float)) and not isinstance(item, bool) for item in value
-        ):
-            raise FormatError(f"{self.where}: {name} is no list of numbers: {value!r:.80}")
-        return tuple(float(np.float32(item)) for item in value)  # as a GGUF file holds them
-
-    def refuse_the_rest(self) -> None:
-        """FormatError for a key nobody asked for that is neither information nor empty nor switched off."""
-        for name in sorted(self.values.keys() - self.asked - _INFORMATION):
-            value = self.values[name]
-            if value is None or value in ([], {}) or (name in _ONLY and value == _ONLY[name]):
-                continue
-            raise FormatError(
-                f"{self.where}: {name} = {value!r:.80} is not supported",
-                "it may change what the model computes; this model cannot be converted",
-            )
 
 
 def read_hf_config(values: Mapping[str, Any], name: str = "") -> ModelConfig:
@@ -92,7 +26,7 @@ def read_hf_config(values: Mapping[str, Any], name: str = "") -> ModelConfig:
         FormatError: unknown architecture, a missing, contradictory or unsupported value, factor lists of wrong length.
     """
     architecture = _architecture(values)
-    keys = _Settings(values, "config.json")
+    keys = Settings(values, "config.json")
     n_embd, n_head = keys.integer("hidden_size"), keys.integer("num_attention_heads")
     head_dim = keys.integer("head_dim", n_embd // max(n_head, 1))
     context, n_layer = keys.integer("max_position_embeddings"), keys.integer("num_hidden_layers")
@@ -122,11 +56,11 @@ def _architecture(values: Mapping[str, Any]) -> str:
     classes = values.get("architectures")
     named = classes[0] if isinstance(classes, list) and len(classes) == 1 else classes
     if not isinstance(named, str) or named not in CLASSES:
-        raise FormatError(f"config.json: architectures is {classes!r}", f"converted are {', '.join(CLASSES)}")
+        raise FormatError(f"config.json: architectures is {classes!r}", f"known are {', '.join(CLASSES)}")
     return CLASSES[named]
 
 
-def _window(keys: _Settings, architecture: str, n_layer: int) -> int | None:
+def _window(keys: Settings, architecture: str, n_layer: int) -> int | None:
     """The sliding window of all layers, None for none. Qwen2 can give it to the upper layers only: an error."""
     window = keys.integer("sliding_window", 0) or None
     if architecture == "qwen2":
@@ -143,12 +77,12 @@ def _window(keys: _Settings, architecture: str, n_layer: int) -> int | None:
     return window
 
 
-def _rope(keys: _Settings, architecture: str, context: int, head_dim: int) -> dict[str, Any]:
+def _rope(keys: Settings, architecture: str, context: int, head_dim: int) -> dict[str, Any]:
     """The RoPE fields of ModelConfig."""
     old, new = keys.get("rope_scaling", {}), keys.get("rope_parameters", {})
     if not isinstance(old, dict) or not isinstance(new, dict) or (old and new):
         raise FormatError("config.json: rope_scaling and rope_parameters are no objects, or contradict each other")
-    rope = _Settings({**old, **new}, "config.json: rope_scaling" if old else "config.json: rope_parameters")
+    rope = Settings({**old, **new}, "config.json: rope_scaling" if old else "config.json: rope_parameters")
     theta = rope.number("rope_theta", keys.number("rope_theta", 10000.0))
     partial = rope.number("partial_rotary_factor", keys.number("partial_rotary_factor", 1.0))
     kinds = {str(kind) for kind in (rope.get("rope_type", None), rope.get("type", None)) if kind is not None}
@@ -172,7 +106,7 @@ def _rope(keys: _Settings, architecture: str, context: int, head_dim: int) -> di
     return fields
 
 
-def _longrope(rope: _Settings, context: int, original: int) -> dict[str, Any]:
+def _longrope(rope: Settings, context: int, original: int) -> dict[str, Any]:
     stretch = rope.number("factor", context / original if original else 0.0)
     computed = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 and original > 1 else 1.0
     rope.get("original_max_position_embeddings", original)  # the one outside counts, as in transformers
@@ -183,7 +117,7 @@ def _longrope(rope: _Settings, context: int, original: int) -> dict[str, Any]:
     }
 
 
-def _llama3(rope: _Settings, theta: float, dim: int) -> tuple[float, ...]:
+def _llama3(rope: Settings, theta: float, dim: int) -> tuple[float, ...]:
     """Divisors of the frequencies: none for short waves, `factor` for waves beyond the original context."""
     factor, low, high = rope.number("factor"), rope.number("low_freq_factor"), rope.number("high_freq_factor")
     if not 0 < low < high or factor < 1:
@@ -199,44 +133,6 @@ def _llama3_divisors(
     return tuple(float(x) for x in (1 / ((1 - smooth) / factor + smooth)).astype(np.float32))
 
 
-def gguf_metadata(config: ModelConfig) -> dict[str, Any]:
-    """The `<architecture>.*` keys of a GGUF file. The factor lists are tensors: rope_tensors()."""
-    values: dict[str, Any] = {
-        "vocab_size": config.n_vocab,
-        "context_length": config.n_ctx_train,
-        "embedding_length": config.n_embd,
-        "block_count": config.n_layer,
-        "feed_forward_length": config.n_ff,
-        "attention.head_count": config.n_head,
-        "attention.head_count_kv": config.n_head_kv,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "rope.dimension_count": config.rope_dim,
-        "rope.freq_base": config.rope_theta,
-    }
-    if config.head_dim * config.n_head != config.n_embd:
-        values |= {"attention.key_length": config.head_dim, "attention.value_length": config.head_dim}
-    if config.architecture == "phi3":
-        values["rope.scaling.original_context_length"] = config.rope_original_context
-    if config.architecture == "phi3" or config.sliding_window:
-        values["attention.sliding_window"] = config.sliding_window or 0  # 0, lest a reader infer one
-    if config.rope_long_factors is not None:
-        values["rope.scaling.attn_factor"] = config.rope_attn_factor
-    if config.rope_scale != 1:
-        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope_scale}
-    general = {"general.architecture": config.architecture, "general.type": "model", "general.name": config.name}
-    return general | {f"{config.architecture}.{key}": value for key, value in values.items()}
-
-
-def rope_tensors(config: ModelConfig) -> dict[str, NDArray[np.float32]]:
-    """The RoPE factor lists as the tensors a GGUF file holds."""
-    lists = {
-        ROPE_LONG: config.rope_long_factors,
-        ROPE_SHORT: config.rope_short_factors,
-        ROPE_FREQS: config.rope_freq_factors,
-    }
-    return {name: np.array(factors, np.float32) for name, factors in lists.items() if factors is not None}
-
-
 def write_hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """config.json without the token ids. dtype: torch's name. FormatError for RoPE scaling it has no words for."""
     values: dict[str, Any] = {
@@ -250,8 +146,8 @@ def write_hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "num_key_value_heads": config.n_head_kv,
         "hidden_act": "silu",
         "max_position_embeddings": config.n_ctx_train,
-        "rms_norm_eps": _shortest(config.rms_norm_eps),
-        "rope_theta": _shortest(config.rope_theta),
+        "rms_norm_eps": shortest(config.rms_norm_eps),
+        "rope_theta": shortest(config.rope_theta),
         "rope_scaling": _rope_scaling(config),
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": dtype,
@@ -279,16 +175,16 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
     if config.rope_long_factors is not None and config.rope_short_factors is not None:
         lists = {"long_factor": config.rope_long_factors, "short_factor": config.rope_short_factors}
         scaling: dict[str, Any] = {"type": "longrope"}
-        scaling |= {name: [_shortest(x) for x in factors] for name, factors in lists.items()}
+        scaling |= {name: [shortest(x) for x in factors] for name, factors in lists.items()}
         implied = longrope_attn_factor(config.n_ctx_train, config.rope_original_context)
         if not math.isclose(config.rope_attn_factor, implied, rel_tol=1e-6):
-            scaling["attention_factor"] = _shortest(config.rope_attn_factor)
+            scaling["attention_factor"] = shortest(config.rope_attn_factor)
         return scaling
     if config.rope_attn_factor != 1:
         raise FormatError(f"an attention factor of {config.rope_attn_factor:g} without factor lists has no config key")
     if config.rope_freq_factors is not None:
         return _as_llama3(config, config.rope_freq_factors)
-    return {"type": "linear", "factor": _shortest(config.rope_scale)} if config.rope_scale != 1 else None
+    return {"type": "linear", "factor": shortest(config.rope_scale)} if config.rope_scale != 1 else None
 
 
 def _as_llama3(config: ModelConfig, factors: tuple[float, ...]) -> dict[str, Any]:
@@ -297,10 +193,5 @@ def _as_llama3(config: ModelConfig, factors: tuple[float, ...]) -> dict[str, Any
         divisors = _llama3_divisors(config.rope_theta, config.rope_dim, max(factors), 1.0, 4.0, original)
         if np.allclose(divisors, factors, rtol=1e-4):
             waves = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": original}
-            return {"rope_type": "llama3", "factor": _shortest(max(factors)), **waves}
+            return {"rope_type": "llama3", "factor": shortest(max(factors)), **waves}
     raise FormatError(f"{ROPE_FREQS} are not those of a Llama 3 configuration", "they cannot be written as config.json")
-
-
-def _shortest(value: float) -> float:
-    """The shortest decimal that is the same float32, which is what GGUF holds: 1e-05, not 9.99999974e-06."""
-    return float(str(np.float32(value)))
