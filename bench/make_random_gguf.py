@@ -92,6 +92,7 @@ def tokenizer_metadata(vocabulary: Path | None) -> dict[str, Any]:
     kinds = [2, control, control, *[byte] * 256, normal]
     tokens += [f"\u2581w{i}" for i in range(VOCABULARY - len(tokens))]
     kinds += [normal] * (VOCABULARY - len(kinds))
+    tokens[32000], kinds[32000] = "<|endoftext|>", control  # llama.cpp looks it up where the name says Phi-3
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
