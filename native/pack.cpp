@@ -1,5 +1,5 @@
 // A tile holds 16 rows of a matrix; rows past the end are zero. Planes of each ggml block are interleaved by 32-bit
-// words: word w of row r goes to position 16 * w + r, so no code is taken apart. The exceptions are noted below.
+// words: word w of row r goes to position 16 * w + r. What else is moved is noted below.
 #include "pack.h"
 
 #include <cstdlib>
@@ -75,10 +75,10 @@ size_t packed_block_bytes(Type type) {
         case Type::Q5_1: return 384;
         case Type::Q8_0: return 544;
         case Type::Q2_K: return 1600;
-        case Type::Q3_K: return 1824;
+        case Type::Q3_K: return 1856;
         case Type::Q4_K: return 2368;
         case Type::Q5_K: return 2880;
-        case Type::Q6_K: return 3360;
+        case Type::Q6_K: return 3392;
         default: return 16 * (size_t)block_size(type).bytes;
     }
 }
@@ -90,6 +90,7 @@ struct Cursor {  // where one row's part of a packed block goes
     void words(size_t at, const uint8_t* source, int bytes) const {
         for (int w = 0; w < bytes / 4; w++) std::memcpy(block + at + 64 * (size_t)w + 4 * row, source + 4 * w, 4);
     }
+    void put(size_t at, uint32_t value) const { std::memcpy(block + at + 4 * row, &value, 4); }
     void half(size_t at, const uint8_t* source) const { std::memcpy(block + at + 2 * row, source, 2); }
     void byte(size_t at, int index, uint8_t value) const { block[at + 16 * (size_t)index + row] = value; }
     // Q5_0, Q5_1: one 32-bit word of fifth bits becomes bits 4 * row .. of 8 masks.
@@ -101,22 +102,98 @@ struct Cursor {  // where one row's part of a packed block goes
     }
 };
 
+// The K types' layout: a head of HEAD_K bytes, then a step of two sub-blocks four times (see format.h).
+constexpr size_t HEAD_K = 64;
+
+uint32_t word(const uint8_t* p, int i) {
+    uint32_t w;
+    std::memcpy(&w, p + 4 * i, 4);
+    return w;
+}
+
 // ggml keeps eight 6-bit scales and minimums in 12 bytes; they become one byte each.
-void unpack_scales_k(const uint8_t* s, const Cursor& to, size_t scales) {
+void unpack_scales_k(const uint8_t* s, const Cursor& to, size_t at, size_t step) {
     for (int i = 0; i < 8; i++) {
         const uint8_t scale = i < 4 ? s[i] & 63 : (s[i + 4] & 15) | (s[i - 4] >> 6) << 4;
         const uint8_t low = i < 4 ? s[i + 4] & 63 : (s[i + 4] >> 4) | (s[i] >> 6) << 4;
-        to.byte(scales, i, scale);
-        to.byte(scales + 128, i, low);
+        to.byte(at + step * (size_t)(i / 2), i % 2, scale);
+        to.byte(at + step * (size_t)(i / 2), 2 + i % 2, low);
     }
 }
 
 // Q3_K: sixteen 6-bit scales in 12 bytes, stored plus 32.
-void unpack_scales_q3(const uint8_t* s, const Cursor& to) {
+void unpack_scales_q3(const uint8_t* s, const Cursor& to, size_t at, size_t step) {
     for (int i = 0; i < 16; i++) {
         const int low = i < 8 ? s[i] & 15 : s[i - 8] >> 4;
         const int high = (s[8 + i % 4] >> (2 * (i / 4))) & 3;
-        to.byte(1536, i, (uint8_t)((low | high << 4) - 32));
+        to.byte(at + step * (size_t)(i / 4), i % 4, (uint8_t)((low | high << 4) - 32));
+    }
+}
+
+// 32 bytes whose bit S belongs to sub-block S become 32 bytes a sub-block, in which bit G belongs to word G.
+void unpack_bits(const uint8_t* bits, const Cursor& to, size_t at, size_t step) {
+    for (int s = 0; s < 8; s++) {
+        uint32_t gathered = 0;
+        for (int g = 0; g < 8; g++) gathered |= ((word(bits, g) >> s) & 0x01010101u) << g;
+        to.put(at + step * (size_t)(s / 2) + 64 * (size_t)(s % 2), gathered);
+    }
+}
+
+// 32 bytes of four sub-blocks' pairs of bits, lowest first: the first two go to one step, the last two to the next.
+void unpack_pairs(const uint8_t* pairs, const Cursor& to, size_t at, size_t step) {
+    constexpr uint32_t LOW = 0x0f0f0f0fu;
+    for (int i = 0; i < 4; i++) {
+        const uint32_t a = word(pairs, i), b = word(pairs, i + 4);
+        to.put(at + 64 * (size_t)i, (a & LOW) | (b & LOW) << 4);
+        to.put(at + step + 64 * (size_t)i, (a >> 4 & LOW) | (b & ~LOW));
+    }
+}
+
+// Q6_K: 64 bytes of nibbles, of sub-blocks 0 and 2, then 1 and 3, become those of 0 and 1, then 2 and 3.
+void unpack_nibbles_q6(const uint8_t* nibbles, const Cursor& to, size_t at, size_t step) {
+    constexpr uint32_t LOW = 0x0f0f0f0fu;
+    for (int i = 0; i < 8; i++) {
+        const uint32_t a = word(nibbles, i), b = word(nibbles, i + 8);
+        to.put(at + 64 * (size_t)i, (a & LOW) | (b & LOW) << 4);
+        to.put(at + step + 64 * (size_t)i, (a >> 4 & LOW) | (b & ~LOW));
+    }
+}
+
+void pack_block_k(Type type, const uint8_t* b, const Cursor& to) {
+    switch (type) {
+        case Type::Q4_K:
+        case Type::Q5_K: {
+            const bool fifth = type == Type::Q5_K;
+            const size_t step = fifth ? 704 : 576;
+            to.half(0, b); to.half(32, b + 2);
+            for (int p = 0; p < 4; p++) to.words(HEAD_K + step * (size_t)p, b + (fifth ? 48 : 16) + 32 * p, 32);
+            if (fifth) unpack_bits(b + 16, to, HEAD_K + 512, step);
+            unpack_scales_k(b + 4, to, HEAD_K + step - 64, step);
+            break;
+        }
+        case Type::Q6_K:
+            to.half(0, b + 208);
+            for (size_t half = 0; half < 2; half++) {
+                const size_t at = HEAD_K + 2 * 832 * half;
+                unpack_nibbles_q6(b + 64 * half, to, at, 832);
+                unpack_pairs(b + 128 + 32 * half, to, at + 512, 832);
+            }
+            for (int i = 0; i < 16; i++) to.byte(HEAD_K + 768 + 832 * (size_t)(i / 4), i % 4, b[192 + i]);
+            break;
+        case Type::Q3_K:
+            to.half(0, b + 108);
+            for (size_t half = 0; half < 2; half++) unpack_pairs(b + 32 + 32 * half, to, HEAD_K + 2 * 448 * half, 448);
+            unpack_bits(b, to, HEAD_K + 256, 448);
+            unpack_scales_q3(b + 96, to, HEAD_K + 384, 448);
+            break;
+        default:  // Q2_K
+            to.half(0, b + 80); to.half(32, b + 82);
+            for (size_t half = 0; half < 2; half++) unpack_pairs(b + 16 + 32 * half, to, HEAD_K + 2 * 384 * half, 384);
+            for (int i = 0; i < 16; i++) {
+                const size_t at = HEAD_K + 256 + 384 * (size_t)(i / 4);
+                to.byte(at, i % 4, b[i] & 15);
+                to.byte(at, 4 + i % 4, b[i] >> 4);
+            }
     }
 }
 
@@ -129,30 +206,7 @@ void pack_block(Type type, const uint8_t* b, const Cursor& to) {
             to.half(320, b); to.half(352, b + 2); to.masks(256, b + 4); to.words(0, b + 8, 16);
             break;
         case Type::Q8_0: to.half(512, b); to.words(0, b + 2, 32); break;
-        case Type::Q4_K:
-            to.words(0, b + 16, 128); to.half(2304, b); to.half(2336, b + 2);
-            unpack_scales_k(b + 4, to, 2048);
-            break;
-        case Type::Q5_K:
-            to.words(0, b + 48, 128); to.words(2048, b + 16, 32); to.half(2816, b); to.half(2848, b + 2);
-            unpack_scales_k(b + 4, to, 2560);
-            break;
-        case Type::Q6_K:
-            to.words(0, b, 128); to.words(2048, b + 128, 64); to.half(3328, b + 208);
-            for (int i = 0; i < 16; i++) to.byte(3072, i, b[192 + i]);
-            break;
-        case Type::Q3_K:
-            to.words(0, b + 32, 64); to.words(1024, b, 32); to.half(1792, b + 108);
-            unpack_scales_q3(b + 96, to);
-            break;
-        case Type::Q2_K:
-            to.words(0, b + 16, 64); to.half(1536, b + 80); to.half(1568, b + 82);
-            for (int i = 0; i < 16; i++) {
-                to.byte(1024, i, b[i] & 15);
-                to.byte(1280, i, b[i] >> 4);
-            }
-            break;
-        default: break;
+        default: pack_block_k(type, b, to); break;
     }
 }
 

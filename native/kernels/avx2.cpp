@@ -15,7 +15,6 @@ namespace {
 constexpr int PANEL_TOKENS = 4;  // 8 integer sums, 2 weights, an activation, ones and scratch: 16 registers
 constexpr bool PANEL_PAIR = false;
 constexpr int WIDE_OFFSET = 0;
-constexpr int PREFETCH_AHEAD = 2048;
 
 struct Codes { __m256i v[2]; };
 struct Ints { __m256i v[2]; };
@@ -168,9 +167,6 @@ INLINE static Floats zero_below(Floats v, Floats x, float limit) {
              _mm256_and_ps(v.v[1], _mm256_cmp_ps(x.v[1], l, _CMP_GE_OQ))}};
 }
 INLINE static float square_root(float v) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(v))); }
-template <int BYTES> INLINE static void prefetch(const uint8_t* p) {
-    for (int i = 0; i < BYTES; i += 64) _mm_prefetch((const char*)p + i, _MM_HINT_T0);
-}
 
 #include "tile.h"
 

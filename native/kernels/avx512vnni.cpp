@@ -14,7 +14,6 @@ namespace {
 constexpr int PANEL_TOKENS = 6;  // 12 integer and 12 float sums, 2 weights, an activation, 2 scales: 29 of 32
 constexpr bool PANEL_PAIR = true;
 constexpr int WIDE_OFFSET = 128;  // vpdpbusd wants unsigned weights: signed bytes are flipped to code + 128
-constexpr int PREFETCH_AHEAD = 2048;
 
 using Codes = __m512i;
 using Inputs = __m512i;
@@ -104,9 +103,6 @@ INLINE static Floats zero_below(Floats v, Floats x, float limit) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GE_OQ), v);
 }
 INLINE static float square_root(float v) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(v))); }
-template <int BYTES> INLINE static void prefetch(const uint8_t* p) {
-    for (int i = 0; i < BYTES; i += 64) _mm_prefetch((const char*)p + i, _MM_HINT_T0);
-}
 
 #include "tile.h"
 

@@ -3,124 +3,138 @@
 // Included inside an ISA file's anonymous namespace, after it has defined: Codes (64 bytes: 16 rows x 4 inputs),
 // Ints and Floats (16 lanes), and the functions on them (see scalar.cpp for the plain meaning of each).
 // A block of BLOCK inputs of 16 rows takes BYTES bytes, scales included: one stream of memory. (Scales in a run of
-// their own keep every load aligned, but measured a quarter slower in decode.)
+// their own keep every load aligned, but measured a quarter slower in decode.) It is read in steps of 32 inputs, or of
+// two times 32 in the K types, STEP bytes each behind HEAD.
 //
-//   code<S, G>(block)  inputs 4G .. 4G+3 of sub-block S (32 inputs), as bytes
-//   scale(block, i)    multiplier of sub-block i (of SUB inputs);  low(block, i): the minimum added, where MIN
+//   codes<G>(step, c)        inputs 4G .. 4G+3 of each sub-block (32 inputs) of a step, as bytes
+//   scale(block, step, i)    multiplier of the step's part i (of SUB inputs);  low(...): the minimum added, where MIN
 
 template <Type T> struct Format;
 
 template <> struct Format<Type::Q4_0> {
-    static constexpr int BLOCK = 32, BYTES = 288, SUB = 32, OFFSET = 8;
+    static constexpr int BLOCK = 32, HEAD = 0, BYTES = 288, STEP = BYTES, SUB = 32, OFFSET = 8;
     static constexpr bool MIN = false, WIDE = false;
-    template <int S, int G> INLINE static Codes code(const uint8_t* b) {
-        return G < 4 ? low_nibble(load_codes(b + 64 * (G & 3))) : high_nibble(load_codes(b + 64 * (G & 3)));
+    template <int G> INLINE static void codes(const uint8_t* b, Codes (&c)[1]) {
+        const Codes v = load_codes(b + 64 * (G % 4));
+        c[0] = G < 4 ? low_nibble(v) : high_nibble(v);
     }
-    INLINE static Floats scale(const uint8_t* b, int) { return load_f16(b + 256); }
-    INLINE static Floats low(const uint8_t*, int) { return zero_f(); }
+    INLINE static Floats scale(const uint8_t* b, const uint8_t*, int) { return load_f16(b + 256); }
+    INLINE static Floats low(const uint8_t*, const uint8_t*, int) { return zero_f(); }
 };
 
 template <> struct Format<Type::Q4_1> : Format<Type::Q4_0> {
-    static constexpr int BYTES = 320, OFFSET = 0;
+    static constexpr int BYTES = 320, STEP = BYTES, OFFSET = 0;
     static constexpr bool MIN = true;
-    INLINE static Floats scale(const uint8_t* b, int) { return load_f16(b + 256); }
-    INLINE static Floats low(const uint8_t* b, int) { return load_f16(b + 288); }
+    INLINE static Floats scale(const uint8_t* b, const uint8_t*, int) { return load_f16(b + 256); }
+    INLINE static Floats low(const uint8_t* b, const uint8_t*, int) { return load_f16(b + 288); }
 };
 
 // The fifth bits are 8 masks of 64 bits, one per vector: bit j belongs to byte j.
 template <> struct Format<Type::Q5_0> : Format<Type::Q4_0> {
-    static constexpr int BYTES = 352, OFFSET = 16;
-    template <int S, int G> INLINE static Codes code(const uint8_t* b) {
-        return or_mask(Format<Type::Q4_0>::code<S, G>(b), b + 256 + 8 * G, 16);
+    static constexpr int BYTES = 352, STEP = BYTES, OFFSET = 16;
+    template <int G> INLINE static void codes(const uint8_t* b, Codes (&c)[1]) {
+        Format<Type::Q4_0>::codes<G>(b, c);
+        c[0] = or_mask(c[0], b + 256 + 8 * G, 16);
     }
-    INLINE static Floats scale(const uint8_t* b, int) { return load_f16(b + 320); }
+    INLINE static Floats scale(const uint8_t* b, const uint8_t*, int) { return load_f16(b + 320); }
 };
 
 template <> struct Format<Type::Q5_1> : Format<Type::Q5_0> {
-    static constexpr int BYTES = 384, OFFSET = 0;
+    static constexpr int BYTES = 384, STEP = BYTES, OFFSET = 0;
     static constexpr bool MIN = true;
-    INLINE static Floats scale(const uint8_t* b, int) { return load_f16(b + 320); }
-    INLINE static Floats low(const uint8_t* b, int) { return load_f16(b + 352); }
+    INLINE static Floats scale(const uint8_t* b, const uint8_t*, int) { return load_f16(b + 320); }
+    INLINE static Floats low(const uint8_t* b, const uint8_t*, int) { return load_f16(b + 352); }
 };
 
 template <> struct Format<Type::Q8_0> : Format<Type::Q4_0> {
-    static constexpr int BYTES = 544, OFFSET = WIDE_OFFSET;
+    static constexpr int BYTES = 544, STEP = BYTES, OFFSET = WIDE_OFFSET;
     static constexpr bool WIDE = true;
-    template <int S, int G> INLINE static Codes code(const uint8_t* b) { return wide_codes(load_codes(b + 64 * G)); }
-    INLINE static Floats scale(const uint8_t* b, int) { return load_f16(b + 512); }
+    template <int G> INLINE static void codes(const uint8_t* b, Codes (&c)[1]) {
+        c[0] = wide_codes(load_codes(b + 64 * G));
+    }
+    INLINE static Floats scale(const uint8_t* b, const uint8_t*, int) { return load_f16(b + 512); }
 };
 
-// Planes: 32 vectors of nibbles, scales (8, 16), minimums (8, 16), d, dmin.
+// A K block is a head (d, and dmin where there is one) and four steps of two sub-blocks, each step laid out in the order
+// in which it is read: 8 vectors of codes of both, further bits, scales. Memory is then read straight on, which is what
+// the processor's own prefetching follows (a block in planes of 256 inputs ran at a third of the bandwidth).
+
+// Step: 8 vectors of nibbles (low: the first sub-block), scales (2, 16), minimums (2, 16).
 template <> struct Format<Type::Q4_K> {
-    static constexpr int BLOCK = 256, BYTES = 2368, SUB = 32, OFFSET = 0, SCALES = 2048;
+    static constexpr int BLOCK = 256, HEAD = 64, STEP = 576, BYTES = HEAD + 4 * STEP, SUB = 32, OFFSET = 0;
     static constexpr bool MIN = true, WIDE = false;
-    template <int S, int G> INLINE static Codes code(const uint8_t* b) {
-        const Codes v = load_codes(b + 64 * (8 * (S / 2) + G));
-        return S % 2 ? high_nibble(v) : low_nibble(v);
+    template <int G> INLINE static void codes(const uint8_t* step, Codes (&c)[2]) {
+        const Codes v = load_codes(step + 64 * G);
+        c[0] = low_nibble(v);
+        c[1] = high_nibble(v);
     }
-    INLINE static Floats scale(const uint8_t* b, int i) {
-        return mul(load_f16(b + SCALES + 256), load_u8(b + SCALES + 16 * i));
+    INLINE static Floats scale(const uint8_t* b, const uint8_t* step, int i) {
+        return mul(load_f16(b), load_u8(step + 512 + 16 * i));
     }
-    INLINE static Floats low(const uint8_t* b, int i) {
-        return neg(mul(load_f16(b + SCALES + 288), load_u8(b + SCALES + 128 + 16 * i)));
+    INLINE static Floats low(const uint8_t* b, const uint8_t* step, int i) {
+        return neg(mul(load_f16(b + 32), load_u8(step + 544 + 16 * i)));
     }
 };
 
-// As Q4_K with 8 vectors of fifth bits (bit S of a byte belongs to sub-block S) before the scales.
+// As Q4_K with two vectors of fifth bits before the scales, one a sub-block: bit G of a byte belongs to vector G.
 template <> struct Format<Type::Q5_K> : Format<Type::Q4_K> {
-    static constexpr int BYTES = 2880, SCALES = 2560;
-    template <int S, int G> INLINE static Codes code(const uint8_t* b) {
-        return or_bit<S, 16>(Format<Type::Q4_K>::code<S, G>(b), load_codes(b + 2048 + 64 * G));
+    static constexpr int STEP = 704, BYTES = HEAD + 4 * STEP;
+    template <int G> INLINE static void codes(const uint8_t* step, Codes (&c)[2]) {
+        Format<Type::Q4_K>::codes<G>(step, c);
+        for (int n = 0; n < 2; n++) c[n] = or_bit<G, 16>(c[n], load_codes(step + 512 + 64 * n));
     }
-    INLINE static Floats scale(const uint8_t* b, int i) {
-        return mul(load_f16(b + SCALES + 256), load_u8(b + SCALES + 16 * i));
+    INLINE static Floats scale(const uint8_t* b, const uint8_t* step, int i) {
+        return Format<Type::Q4_K>::scale(b, step + 128, i);
     }
-    INLINE static Floats low(const uint8_t* b, int i) {
-        return neg(mul(load_f16(b + SCALES + 288), load_u8(b + SCALES + 128 + 16 * i)));
+    INLINE static Floats low(const uint8_t* b, const uint8_t* step, int i) {
+        return Format<Type::Q4_K>::low(b, step + 128, i);
     }
 };
 
-// Planes: 32 vectors of low nibbles, 16 of high pairs, signed scales (16, 16), d.
+// Pairs of bits: vector G % 4 holds, from its low bits, the first and second sub-block's of G < 4, then of G >= 4.
+// Step: 8 vectors of low nibbles, 4 of high pairs, signed scales (4, 16).
 template <> struct Format<Type::Q6_K> {
-    static constexpr int BLOCK = 256, BYTES = 3360, SUB = 16, OFFSET = 32;
+    static constexpr int BLOCK = 256, HEAD = 64, STEP = 832, BYTES = HEAD + 4 * STEP, SUB = 16, OFFSET = 32;
     static constexpr bool MIN = false, WIDE = false;
-    template <int S, int G> INLINE static Codes code(const uint8_t* b) {
-        constexpr int half = S / 4, quarter = S % 4;
-        const Codes v = load_codes(b + 64 * (16 * half + 8 * (quarter % 2) + G));
-        const Codes pairs = load_codes(b + 2048 + 64 * (8 * half + G));
-        return or_codes(quarter / 2 ? high_nibble(v) : low_nibble(v), pair_high<2 * quarter>(pairs));
+    template <int G> INLINE static void codes(const uint8_t* step, Codes (&c)[2]) {
+        const Codes v = load_codes(step + 64 * G), pairs = load_codes(step + 512 + 64 * (G % 4));
+        c[0] = or_codes(low_nibble(v), pair_high<G / 4 * 4>(pairs));
+        c[1] = or_codes(high_nibble(v), pair_high<G / 4 * 4 + 2>(pairs));
     }
-    INLINE static Floats scale(const uint8_t* b, int i) {
-        return mul(load_f16(b + 3328), load_s8(b + 3072 + 16 * i));
+    INLINE static Floats scale(const uint8_t* b, const uint8_t* step, int i) {
+        return mul(load_f16(b), load_s8(step + 768 + 16 * i));
     }
-    INLINE static Floats low(const uint8_t*, int) { return zero_f(); }
+    INLINE static Floats low(const uint8_t*, const uint8_t*, int) { return zero_f(); }
 };
 
-// Planes: 16 vectors of pairs, 8 of third bits, signed scales (16, 16), d.
+// Step: 4 vectors of pairs, 2 of third bits (as Q5_K's fifth), signed scales (4, 16).
 template <> struct Format<Type::Q3_K> {
-    static constexpr int BLOCK = 256, BYTES = 1824, SUB = 16, OFFSET = 4;
+    static constexpr int BLOCK = 256, HEAD = 64, STEP = 448, BYTES = HEAD + 4 * STEP, SUB = 16, OFFSET = 4;
     static constexpr bool MIN = false, WIDE = false;
-    template <int S, int G> INLINE static Codes code(const uint8_t* b) {
-        const Codes pairs = load_codes(b + 64 * (8 * (S / 4) + G));
-        return or_bit<S, 4>(pair_low<2 * (S % 4)>(pairs), load_codes(b + 1024 + 64 * G));
+    template <int G> INLINE static void codes(const uint8_t* step, Codes (&c)[2]) {
+        const Codes pairs = load_codes(step + 64 * (G % 4));
+        c[0] = or_bit<G, 4>(pair_low<G / 4 * 4>(pairs), load_codes(step + 256));
+        c[1] = or_bit<G, 4>(pair_low<G / 4 * 4 + 2>(pairs), load_codes(step + 320));
     }
-    INLINE static Floats scale(const uint8_t* b, int i) {
-        return mul(load_f16(b + 1792), load_s8(b + 1536 + 16 * i));
+    INLINE static Floats scale(const uint8_t* b, const uint8_t* step, int i) {
+        return mul(load_f16(b), load_s8(step + 384 + 16 * i));
     }
-    INLINE static Floats low(const uint8_t*, int) { return zero_f(); }
+    INLINE static Floats low(const uint8_t*, const uint8_t*, int) { return zero_f(); }
 };
 
-// Planes: 16 vectors of pairs, scales (16, 16), minimums (16, 16), d, dmin.
+// Step: 4 vectors of pairs, scales (4, 16), minimums (4, 16).
 template <> struct Format<Type::Q2_K> {
-    static constexpr int BLOCK = 256, BYTES = 1600, SUB = 16, OFFSET = 0;
+    static constexpr int BLOCK = 256, HEAD = 64, STEP = 384, BYTES = HEAD + 4 * STEP, SUB = 16, OFFSET = 0;
     static constexpr bool MIN = true, WIDE = false;
-    template <int S, int G> INLINE static Codes code(const uint8_t* b) {
-        return pair_low<2 * (S % 4)>(load_codes(b + 64 * (8 * (S / 4) + G)));
+    template <int G> INLINE static void codes(const uint8_t* step, Codes (&c)[2]) {
+        const Codes pairs = load_codes(step + 64 * (G % 4));
+        c[0] = pair_low<G / 4 * 4>(pairs);
+        c[1] = pair_low<G / 4 * 4 + 2>(pairs);
     }
-    INLINE static Floats scale(const uint8_t* b, int i) {
-        return mul(load_f16(b + 1536), load_u8(b + 1024 + 16 * i));
+    INLINE static Floats scale(const uint8_t* b, const uint8_t* step, int i) {
+        return mul(load_f16(b), load_u8(step + 256 + 16 * i));
     }
-    INLINE static Floats low(const uint8_t* b, int i) {
-        return neg(mul(load_f16(b + 1568), load_u8(b + 1280 + 16 * i)));
+    INLINE static Floats low(const uint8_t* b, const uint8_t* step, int i) {
+        return neg(mul(load_f16(b + 32), load_u8(step + 320 + 16 * i)));
     }
 };

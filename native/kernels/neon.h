@@ -2,7 +2,6 @@
 // they are signed bytes as they are and one sdot takes 4 rows x 4 inputs. Included inside an anonymous namespace.
 
 constexpr int WIDE_OFFSET = 0;
-constexpr int PREFETCH_AHEAD = 1024;
 
 struct Codes { uint8x16_t v[4]; };
 struct Ints { int32x4_t v[4]; };
@@ -167,6 +166,3 @@ INLINE static Floats zero_below(Floats v, Floats x, float limit) {
     });
 }
 INLINE static float square_root(float v) { return vget_lane_f32(vsqrt_f32(vdup_n_f32(v)), 0); }
-template <int BYTES> INLINE static void prefetch(const uint8_t* p) {
-    for (int i = 0; i < BYTES; i += 64) __builtin_prefetch(p + i);
-}

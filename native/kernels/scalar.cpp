@@ -15,7 +15,6 @@ namespace {
 constexpr int PANEL_TOKENS = 2;
 constexpr bool PANEL_PAIR = false;
 constexpr int WIDE_OFFSET = 0;
-constexpr int PREFETCH_AHEAD = 0;
 
 struct Codes { uint8_t v[64]; };  // byte 4 * row + input
 struct Inputs { int8_t v[4]; };
@@ -187,7 +186,6 @@ INLINE static Floats zero_below(Floats v, Floats x, float limit) {
     return each([&](int i) { return x.v[i] >= limit ? v.v[i] : 0.0f; });
 }
 INLINE static float square_root(float v) { return __builtin_sqrtf(v); }
-template <int BYTES> INLINE static void prefetch(const uint8_t*) {}
 
 #include "tile.h"
 

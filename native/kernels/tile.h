@@ -19,66 +19,69 @@ template <int N, int I = 0, class F> INLINE static void unrolled(F&& f) {
 
 // ---- one tile, few tokens: decode -----------------------------------------------------------------------------------
 
-template <class Fm, int S, int G0, int G1, int T>
-INLINE static void dot_block(const uint8_t* block, const int8_t* const (&q)[T], int at, Ints (&x)[T]) {
-    unrolled<G1 - G0>([&](auto g) INLINE_LAMBDA {
-        constexpr int G = G0 + decltype(g)::value;
-        const Codes c = Fm::template code<S, G>(block);
-        for (int t = 0; t < T; t++) {
-            const Inputs in = broadcast4(q[t] + at + 4 * G);
-            x[t] = Fm::WIDE ? dot_wide(x[t], c, in) : dot(x[t], c, in);
-        }
+// One token's view of the activations.
+struct Row {
+    const int8_t* q;
+    const float *d, *sum;
+    const int32_t* isum16;
+};
+
+INLINE static Row row_of(const Activations& a, int t) {
+    const size_t nb = (size_t)a.k / 32;
+    return {a.q + (size_t)t * a.k, a.d + t * nb, a.sum + t * nb, a.isum16 + 2 * t * nb};
+}
+
+// f[t] += a step's N sub-blocks, the first of which is the row's block j.
+template <class Fm, int N, int T>
+INLINE static void gemv_step(const uint8_t* block, const uint8_t* step, const Row (&a)[T], int j, Floats (&f)[T]) {
+    constexpr int PARTS = 32 / Fm::SUB;
+    Ints x[N][PARTS][T];
+    for (int n = 0; n < N; n++)
+        for (int h = 0; h < PARTS; h++)
+            for (int t = 0; t < T; t++) {
+                const int32_t* s = a[t].isum16 + 2 * (j + n);
+                x[n][h][t] = Fm::OFFSET ? set1_i(-Fm::OFFSET * (PARTS == 2 ? s[h] : s[0] + s[1])) : zero_i();
+            }
+    unrolled<8>([&](auto g) INLINE_LAMBDA {
+        constexpr int G = decltype(g)::value, H = G * PARTS / 8;
+        Codes c[N];
+        Fm::template codes<G>(step, c);
+        for (int n = 0; n < N; n++)
+            for (int t = 0; t < T; t++) {
+                const Inputs in = broadcast4(a[t].q + 32 * (j + n) + 4 * G);
+                x[n][H][t] = Fm::WIDE ? dot_wide(x[n][H][t], c[n], in) : dot(x[n][H][t], c[n], in);
+            }
     });
+    for (int n = 0; n < N; n++)
+        for (int h = 0; h < PARTS; h++) {
+            const Floats scale = Fm::scale(block, step, PARTS * n + h);
+            for (int t = 0; t < T; t++) f[t] = fma(to_float(x[n][h][t]), mul(scale, set1(a[t].d[j + n])), f[t]);
+            if constexpr (Fm::MIN) {
+                const Floats low = Fm::low(block, step, PARTS * n + h);
+                for (int t = 0; t < T; t++) {
+                    const float s = PARTS == 2 ? a[t].d[j + n] * (float)a[t].isum16[2 * (j + n) + h] : a[t].sum[j + n];
+                    f[t] = fma(low, set1(s), f[t]);
+                }
+            }
+        }
 }
 
 template <Type TYPE, int T> static void gemv_quantised(const uint8_t* tile, const Activations& a, int t0, float* out) {
     using Fm = Format<TYPE>;
-    constexpr int SUBS = Fm::BLOCK / 32;
-    const int blocks = a.k / Fm::BLOCK, nb = a.k / 32;
-    const int8_t* q[T];
-    const float *ad[T], *as[T];
-    const int32_t* ai[T];
+    constexpr int N = Fm::BLOCK == 256 ? 2 : 1, STEPS = Fm::BLOCK / (32 * N);
+    const int blocks = a.k / Fm::BLOCK;
+    Row rows[T];
     Floats f[T];
     for (int t = 0; t < T; t++) {
-        q[t] = a.q + (size_t)(t0 + t) * a.k;
-        ad[t] = a.d + (size_t)(t0 + t) * nb;
-        as[t] = a.sum + (size_t)(t0 + t) * nb;
-        ai[t] = a.isum16 + (size_t)(t0 + t) * 2 * nb;
+        rows[t] = row_of(a, t0 + t);
         f[t] = zero_f();
     }
     for (int b = 0; b < blocks; b++) {
         const uint8_t* block = tile + (size_t)b * Fm::BYTES;
-        prefetch<Fm::BYTES>(block + PREFETCH_AHEAD);
-        unrolled<SUBS>([&](auto s) INLINE_LAMBDA {
-            constexpr int S = decltype(s)::value;
-            const int j = b * SUBS + S;
-            Ints x[T];
-            if constexpr (Fm::SUB == 32) {
-                for (int t = 0; t < T; t++)
-                    x[t] = Fm::OFFSET ? set1_i(-Fm::OFFSET * (ai[t][2 * j] + ai[t][2 * j + 1])) : zero_i();
-                dot_block<Fm, S, 0, 8, T>(block, q, 32 * j, x);
-                const Floats scale = Fm::scale(block, S);
-                for (int t = 0; t < T; t++) f[t] = fma(to_float(x[t]), mul(scale, set1(ad[t][j])), f[t]);
-                if constexpr (Fm::MIN) {
-                    const Floats low = Fm::low(block, S);
-                    for (int t = 0; t < T; t++) f[t] = fma(low, set1(as[t][j]), f[t]);
-                }
-            } else {
-                unrolled<2>([&](auto h) INLINE_LAMBDA {
-                    constexpr int H = decltype(h)::value;
-                    for (int t = 0; t < T; t++)
-                        x[t] = Fm::OFFSET ? set1_i(-Fm::OFFSET * ai[t][2 * j + H]) : zero_i();
-                    dot_block<Fm, S, 4 * H, 4 * H + 4, T>(block, q, 32 * j, x);
-                    const Floats scale = Fm::scale(block, 2 * S + H);
-                    for (int t = 0; t < T; t++) f[t] = fma(to_float(x[t]), mul(scale, set1(ad[t][j])), f[t]);
-                    if constexpr (Fm::MIN) {
-                        const Floats low = Fm::low(block, 2 * S + H);
-                        for (int t = 0; t < T; t++)
-                            f[t] = fma(low, set1(ad[t][j] * (float)ai[t][2 * j + H]), f[t]);
-                    }
-                });
-            }
-        });
+        for (int s = 0; s < STEPS; s++) {
+            const uint8_t* step = block + Fm::HEAD + Fm::STEP * s;
+            gemv_step<Fm, N, T>(block, step, rows, N * (b * STEPS + s), f);
+        }
     }
     for (int t = 0; t < T; t++) store_f(out + TILE_ROWS * t, f[t]);
 }
@@ -155,24 +158,25 @@ static void gemv(Type type, const uint8_t* tile, const Activations& a, int t0, i
 
 template <Type TYPE> static void expand_quantised(const uint8_t* tile, int k, Panel& p) {
     using Fm = Format<TYPE>;
-    constexpr int SUBS = Fm::BLOCK / 32, PARTS = Fm::BLOCK / Fm::SUB;
+    constexpr int N = Fm::BLOCK == 256 ? 2 : 1, STEPS = Fm::BLOCK / (32 * N), PARTS = 32 / Fm::SUB;
     p.offset = Fm::OFFSET;
-    p.sub16 = Fm::SUB == 16;
+    p.sub16 = PARTS == 2;
     p.has_min = Fm::MIN;
     p.wide = Fm::WIDE;
-    const int blocks = k / Fm::BLOCK;
-    for (int b = 0; b < blocks; b++) {
-        const uint8_t* block = tile + (size_t)b * Fm::BYTES;
-        uint8_t* codes = p.codes + (size_t)b * Fm::BLOCK * TILE_ROWS;
-        unrolled<SUBS>([&](auto s) INLINE_LAMBDA {
-            unrolled<8>([&](auto g) INLINE_LAMBDA {
-                constexpr int S = decltype(s)::value, G = decltype(g)::value;
-                store_codes(codes + 64 * (8 * S + G), Fm::template code<S, G>(block));
-            });
+    for (int i = 0; i < k / (32 * N); i++) {
+        const uint8_t* block = tile + (size_t)(i / STEPS) * Fm::BYTES;
+        const uint8_t* step = block + Fm::HEAD + Fm::STEP * (i % STEPS);
+        uint8_t* codes = p.codes + (size_t)i * N * 32 * TILE_ROWS;
+        unrolled<8>([&](auto g) INLINE_LAMBDA {
+            constexpr int G = decltype(g)::value;
+            Codes c[N];
+            Fm::template codes<G>(step, c);
+            for (int n = 0; n < N; n++) store_codes(codes + 64 * (8 * n + G), c[n]);
         });
-        for (int i = 0; i < PARTS; i++) {
-            store_f(p.scale + TILE_ROWS * ((size_t)b * PARTS + i), Fm::scale(block, i));
-            if (Fm::MIN) store_f(p.min + TILE_ROWS * ((size_t)b * PARTS + i), Fm::low(block, i));
+        for (int n = 0; n < N * PARTS; n++) {
+            const size_t at = (size_t)TILE_ROWS * ((size_t)i * N * PARTS + n);
+            store_f(p.scale + at, Fm::scale(block, step, n));
+            if (Fm::MIN) store_f(p.min + at, Fm::low(block, step, n));
         }
     }
 }

@@ -21,7 +21,7 @@ from phial.gguf.formats import BLOCK_SIZES, GGMLType
 PAGE_TOKENS = 64
 _TILE_ROWS = 16  # the core packs matrices in tiles of 16 rows
 # Bytes of 16 rows' blocks in a tile, where packing changes the size: 6-bit scales become bytes.
-_PACKED = {GGMLType.Q2_K: 1600, GGMLType.Q3_K: 1824, GGMLType.Q4_K: 2368, GGMLType.Q5_K: 2880}
+_PACKED = {GGMLType.Q2_K: 1600, GGMLType.Q3_K: 1856, GGMLType.Q4_K: 2368, GGMLType.Q5_K: 2880, GGMLType.Q6_K: 3392}
 _REFERENCE_WEIGHTS = 1 << 30  # what the reference keeps dequantised at most
 _PROCESS = 42 << 20  # Python and numpy, measured
 _VOCABULARY_ENTRY = {"llama": 550, "gpt2": 1000}  # bytes per token of the header's lists and the tokenizer, measured
