@@ -166,8 +166,18 @@ double read_bandwidth(int n_threads, double seconds) {
 Cache make_cache(const Model& m, const std::string& type) {
     const Shape& s = m.shape();
     for (const auto& [name, t] : {std::pair{"f16", Type::F16}, {"bf16", Type::BF16}, {"q8_0", Type::Q8_0}})
-        if (type == name) return Cache(t, s.n_layer, s.n_head_kv, s.head_dim);
+        if (type == name) return Cache(t, s.n_layer, s.n_head_kv, s.head_dim, s.rope_interleaved);
     fail("cache type '" + type + "' is not f16, bf16 or q8_0");
+}
+
+void rotate_keys(Cache& c, int id, const Array<float, 2>& cos, const Array<float, 2>& sin) {
+    const size_t half = cos.shape(1);
+    if (cos.shape(0) != (size_t)PAGE_TOKENS || sin.shape(0) != (size_t)PAGE_TOKENS || sin.shape(1) != half)
+        fail("cos and sin need a row for each of the " + std::to_string(PAGE_TOKENS) + " slots of a page");
+    if (2 * half > (size_t)c.head_dim()) fail("cos and sin rotate more dimensions than a head has");
+    uint8_t* page = c.page(id);
+    nb::gil_scoped_release release;
+    c.rotate_keys(current_kernels(), page, cos.data(), sin.data(), (int)half);
 }
 
 void write_page(Cache& c, int id, const nb::bytes& data) {
@@ -242,5 +252,7 @@ NB_MODULE(_native, m) {
         .def("free_page", &Cache::free_page, "id"_a)
         .def("copy_page", &Cache::copy_page, "src"_a, "dst"_a)
         .def("read_page", [](const Cache& c, int id) { return nb::bytes((const char*)c.page(id), c.page_bytes()); }, "id"_a)
-        .def("write_page", &write_page, "id"_a, "data"_a);
+        .def("write_page", &write_page, "id"_a, "data"_a)
+        .def("rotate_keys", &rotate_keys, "id"_a, "cos"_a, "sin"_a,
+             "Turns every key of a page: the one in slot s by the angles of row s, one for each rotated pair.");
 }

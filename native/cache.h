@@ -17,8 +17,8 @@ inline int padded_head_dim(int head_dim) { return (head_dim + 31) / 32 * 32; }
 
 class Cache {
   public:
-    // `type` is F16, BF16 or Q8_0.
-    Cache(Type type, int layers, int kv_heads, int head_dim);
+    // `type` is F16, BF16 or Q8_0; keys rotate in pairs (2i, 2i + 1) where interleaved.
+    Cache(Type type, int layers, int kv_heads, int head_dim, bool rope_interleaved);
     Cache(const Cache&) = delete;
 
     int new_page();  // zeroed or reused memory; throws std::bad_alloc
@@ -33,6 +33,7 @@ class Cache {
     int pages_in_use() const { return (int)pages_.size() - (int)free_.size(); }
     Type type() const { return type_; }
     int padded_dim() const { return padded_dim_; }
+    int head_dim() const { return head_dim_; }
 
     // Inside a page: one key group (tile), and the values of one head (PAGE_TOKENS rows, then their scales for Q8_0).
     uint8_t* keys(uint8_t* page, int layer, int head, int group) const {
@@ -43,16 +44,20 @@ class Cache {
     }
     uint16_t* value_scales(uint8_t* values) const { return (uint16_t*)(values + (size_t)PAGE_TOKENS * padded_dim_); }
 
-    // Stores one token's key and value of one head; `slot` is its place in the page. Scratch holds padded_dim floats.
+    // Stores one token's key and value of one head; `slot` is its place in the page.
     void store(const Kernels& kernels, uint8_t* page, int layer, int head, int slot, const float* key,
                const float* value) const;
+    // Turns every key of a page, layer by layer and head by head: slot s by cos[s], sin[s] (PAGE_TOKENS, half). Keys are
+    // rounded to the cache's type once more; a rotation by nothing leaves the F16 and BF16 ones as they are.
+    void rotate_keys(const Kernels& kernels, uint8_t* page, const float* cos, const float* sin, int half) const;
 
   private:
-    void store_q8(const Kernels& kernels, uint8_t* group, uint8_t* values, int slot, const float* key,
-                  const float* value) const;
+    void store_key(const Kernels& kernels, uint8_t* group, int lane, const float* key) const;
+    void store_value(const Kernels& kernels, uint8_t* values, int slot, const float* value) const;
 
     Type type_;
     int layers_, kv_heads_, head_dim_, padded_dim_;
+    bool rope_interleaved_;
     size_t group_bytes_, head_bytes_, page_bytes_;
     std::vector<Buffer> pages_;
     std::vector<int> free_;

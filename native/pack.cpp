@@ -254,4 +254,18 @@ void pack_tiles(Matrix& m, const uint8_t* data, int first, int last) {
     }
 }
 
+void panel_row(const Panel& p, int row, int columns, float* out) {
+    const int sub = p.sub16 ? 16 : 32;
+    for (int i = 0; i < columns; i++) {
+        if (p.is_float) {
+            out[i] = p.values[(size_t)TILE_ROWS * i + row];
+            continue;
+        }
+        const uint8_t byte = p.codes[(size_t)64 * (i / 4) + 4 * row + i % 4];
+        const int code = p.wide && p.offset == 0 ? (int8_t)byte : (int)byte - p.offset;
+        const size_t at = (size_t)TILE_ROWS * (i / sub) + row;
+        out[i] = p.scale[at] * (float)code + (p.has_min ? p.min[at] : 0.0f);
+    }
+}
+
 }  // namespace phial

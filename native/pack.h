@@ -47,5 +47,7 @@ struct Matrix {
 Matrix make_matrix(Type type, int rows, int columns);  // throws std::invalid_argument where columns do not fit blocks
 // Packs tiles [first, last) from `data`, the tensor's ggml blocks, row after row. Thread-safe over disjoint tiles.
 void pack_tiles(Matrix& m, const uint8_t* data, int first, int last);
+// One row (0 to 15) of an unpacked tile as floats.
+void panel_row(const Panel& p, int row, int columns, float* out);
 
 }  // namespace phial

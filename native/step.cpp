@@ -5,6 +5,8 @@
 #include <cstring>
 #include <limits>
 
+#include "rope.h"
+
 namespace phial {
 namespace {
 
@@ -20,22 +22,6 @@ size_t widest(const Shape& s) {
 }
 
 const float* data_or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
-
-// One row of a packed matrix as floats: unpacks its tile.
-void read_row(const Kernels& k, const Matrix& m, int row, Panel& p, float* out) {
-    k.expand(m.type, m.tile(row / TILE_ROWS), m.columns, p);
-    const int r = row % TILE_ROWS, sub = p.sub16 ? 16 : 32;
-    for (int i = 0; i < m.columns; i++) {
-        if (p.is_float) {
-            out[i] = p.values[(size_t)TILE_ROWS * i + r];
-            continue;
-        }
-        const uint8_t byte = p.codes[(size_t)64 * (i / 4) + 4 * r + i % 4];
-        const int code = p.wide && p.offset == 0 ? (int8_t)byte : (int)byte - p.offset;
-        const size_t at = (size_t)TILE_ROWS * (i / sub) + r;
-        out[i] = p.scale[at] * (float)code + (p.has_min ? p.min[at] : 0.0f);
-    }
-}
 
 bool quantised(std::initializer_list<const Matrix*> matrices) {
     for (const Matrix* m : matrices)
@@ -181,7 +167,9 @@ void Step::embed(Worker& w) {
     const int half = s_.rope_dim / 2;
     for (int t, end; claim(w, tokens_, share(tokens_), t, end);)
         for (; t < end; t++) {
-            read_row(k_, m_.token_embd_, batch_.tokens[(size_t)t], w.panel[0], &mem_.x[(size_t)t * s_.n_embd]);
+            const int row = batch_.tokens[(size_t)t], columns = m_.token_embd_.columns;
+            k_.expand(m_.token_embd_.type, m_.token_embd_.tile(row / TILE_ROWS), columns, w.panel[0]);
+            panel_row(w.panel[0], row % TILE_ROWS, columns, &mem_.x[(size_t)t * s_.n_embd]);
             const Rope& rope = m_.rope_[batch_.long_rope[(size_t)sequence_[(size_t)t]]];
             for (int i = 0; i < half; i++) {
                 const float angle = (float)position_[(size_t)t] * rope.inv_freq[(size_t)i];
@@ -299,14 +287,8 @@ void Step::rope_and_store(Worker& w, int layer) {
     const int hd = s_.head_dim, half = s_.rope_dim / 2, n = tokens_ * s_.n_head_kv;
     const float scale = 1.0f / std::sqrt((float)hd);
     const float* bias = data_or_null(m_.layers_[(size_t)layer].qkv_bias);
-    const auto rotate = [&](float* head, int t) {
-        const float *cos = &mem_.cos[(size_t)t * half], *sin = &mem_.sin[(size_t)t * half];
-        if (!s_.rope_interleaved) return k_.rotate_half(head, cos, sin, half);
-        for (int i = 0; i < half; i++) {
-            const float a = head[2 * i], b = head[2 * i + 1];
-            head[2 * i] = a * cos[i] - b * sin[i];
-            head[2 * i + 1] = b * cos[i] + a * sin[i];
-        }
+    const auto turn = [&](float* head, int t) {
+        rotate(k_, head, &mem_.cos[(size_t)t * half], &mem_.sin[(size_t)t * half], half, s_.rope_interleaved);
     };
     const auto add_bias = [&](float* head, int column) {
         if (bias) for (int d = 0; d < hd; d++) head[d] += bias[column + d];
@@ -317,13 +299,13 @@ void Step::rope_and_store(Worker& w, int layer) {
             float* row = &mem_.qkv[(size_t)t * s_.qkv_rows()];
             for (int g = h * kv_group_; g < (h + 1) * kv_group_; g++) {
                 add_bias(row + g * hd, g * hd);
-                rotate(row + g * hd, t);
+                turn(row + g * hd, t);
                 for (int d = 0; d < hd; d++) row[g * hd + d] *= scale;
             }
             const int k_at = (s_.n_head + h) * hd, v_at = (s_.n_head + s_.n_head_kv + h) * hd;
             add_bias(row + k_at, k_at);
             add_bias(row + v_at, v_at);
-            rotate(row + k_at, t);
+            turn(row + k_at, t);
             const int p = position_[(size_t)t];
             uint8_t* page = batch_.pages[(size_t)sequence_[(size_t)t]][(size_t)(p / PAGE_TOKENS)];
             cache_.store(k_, page, layer, h, p % PAGE_TOKENS, row + k_at, row + v_at);

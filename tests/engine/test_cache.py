@@ -23,14 +23,14 @@ def write(table: PageTable, tokens: list[int], new: list[int]) -> None:
     """Append tokens to a table as a backend would."""
     table.prepare(len(new))
     for position, token in enumerate(new, table.n_tokens):
-        table.pool.store.pages[table.pages[position // PAGE_TOKENS]][position % PAGE_TOKENS] = token, table.long  # type: ignore[attr-defined]
+        table.pool.store.pages[table.pages[position // PAGE_TOKENS]][position % PAGE_TOKENS] = token, table.long, 0  # type: ignore[attr-defined]
     table.n_tokens += len(new)
     tokens += new
 
 
 def content(table: PageTable) -> list[int]:
     pages = [row for page in table.pages for row in table.pool.store.pages[page].tolist()]  # type: ignore[attr-defined]
-    return [token for token, _ in pages[: table.n_tokens]]
+    return [token for token, _, _ in pages[: table.n_tokens]]
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -174,7 +174,7 @@ def test_a_page_that_memory_cannot_hold_is_an_error_with_numbers(monkeypatch: py
         raise MemoryError
 
     monkeypatch.setattr(pool.store, "new_page", exhausted)
-    with pytest.raises(PhialError, match="cache page 2 of 32 bytes"):
+    with pytest.raises(PhialError, match="cache page 2 of 48 bytes"):
         table.prepare(8)
     assert pool.n_pages == 1
 

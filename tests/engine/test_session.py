@@ -375,7 +375,7 @@ def resealed(data: bytes, old: bytes, new: bytes) -> bytes:
         (b'"tokens": 6', b'"tokens":-6'),
         (b'"tokens": 6', b'"tokens": x'),
         (b'"page_tokens": 4', b'"page_tokens": 0'),
-        (b'"page_bytes": 32', b'"page_bytes": 16'),
+        (b'"page_bytes": 48', b'"page_bytes": 16'),
     ],
 )
 def test_a_sealed_but_inconsistent_saved_session_is_refused(old: bytes, new: bytes) -> None:

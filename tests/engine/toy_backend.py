@@ -22,9 +22,9 @@ ORIGINAL_CONTEXT = 24
 
 
 class ToyStore:
-    """Pages (PAGE_TOKENS, 2) of int32: token id and factor set, -1 where nothing was written."""
+    """Pages (PAGE_TOKENS, 3) of int32: token id, factor set, times turned; -1 where nothing was written."""
 
-    page_tokens, page_bytes = PAGE_TOKENS, PAGE_TOKENS * 8
+    page_tokens, page_bytes = PAGE_TOKENS, PAGE_TOKENS * 12
 
     def __init__(self) -> None:
         self.pages: dict[int, np.ndarray] = {}
@@ -32,7 +32,7 @@ class ToyStore:
 
     def new_page(self) -> int:
         self.made += 1
-        self.pages[self.made] = np.full((PAGE_TOKENS, 2), -1, "<i4")
+        self.pages[self.made] = np.full((PAGE_TOKENS, 3), -1, "<i4")
         return self.made
 
     def free_page(self, page: int, /) -> None:
@@ -45,7 +45,13 @@ class ToyStore:
         return self.pages[page].tobytes()
 
     def write_page(self, page: int, data: bytes, /) -> None:
-        self.pages[page][:] = np.frombuffer(data, "<i4").reshape(PAGE_TOKENS, 2)
+        self.pages[page][:] = np.frombuffer(data, "<i4").reshape(PAGE_TOKENS, 3)
+
+    def rotate_keys(self, page: int, cos: np.ndarray, sin: np.ndarray, /) -> None:
+        assert cos.shape == sin.shape == (PAGE_TOKENS, 2)
+        written = self.pages[page][:, 0] >= 0
+        self.pages[page][written, 1] ^= 1
+        self.pages[page][written, 2] += 1
 
 
 def logits_of(tokens: Sequence[int], long: bool, width: int = N_VOCAB) -> np.ndarray:
@@ -89,7 +95,7 @@ class ToyBackend:
 
     def _write(self, step: Step) -> None:
         for position, token in enumerate(step.tokens, step.n_past):
-            self.store.pages[step.pages[position // PAGE_TOKENS]][position % PAGE_TOKENS] = token, step.long
+            self.store.pages[step.pages[position // PAGE_TOKENS]][position % PAGE_TOKENS] = token, step.long, 0
 
     def close(self) -> None:
         self.store.pages.clear()
@@ -110,7 +116,7 @@ def toy_config(**changes: Any) -> ModelConfig:
     return ModelConfig(**values)
 
 
-def toy_engine(prefix_pages: int = 64, model: str = "toy", **changes: Any) -> Engine:
+def toy_engine(prefix_pages: int = 64, model: str = "toy", rope_switch: str = "reprefill", **changes: Any) -> Engine:
     """An engine over the toy backend."""
     return Engine(
         ToyBackend(),
@@ -120,4 +126,5 @@ def toy_engine(prefix_pages: int = 64, model: str = "toy", **changes: Any) -> En
         metadata={},
         path=Path("toy.gguf"),
         prefix_bytes=prefix_pages * ToyStore.page_bytes,
+        rope_switch=rope_switch,
     )

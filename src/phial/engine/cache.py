@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from phial.engine.adapters import NO_ADAPTERS, Mix
 from phial.errors import ArgumentError, PhialError
@@ -33,6 +34,9 @@ class PageStore(Protocol):
     def copy_page(self, source: int, target: int, /) -> None: ...
     def read_page(self, page: int, /) -> bytes: ...
     def write_page(self, page: int, data: bytes, /) -> None: ...
+    def rotate_keys(self, page: int, cos: NDArray[np.float32], sin: NDArray[np.float32], /) -> None:
+        """Turn every key of a page, all layers: slot by slot by these angles, (page_tokens, rope_dim/2)."""
+        ...
 
 
 class PagePool:
@@ -122,6 +126,7 @@ class PageTable:
         pages: page ids in order of position.
         n_tokens: positions filled, all with keys of one factor set and one mix of adapters.
         long: that factor set.
+        exact: whether they are what computing them would give; False after turning them (rope_switch.py).
         adapters: that mix.
     """
 
@@ -130,6 +135,7 @@ class PageTable:
         self.pages: list[int] = []
         self.n_tokens = 0
         self.long = False
+        self.exact = True
         self.adapters = NO_ADAPTERS
         self._promised = -(-n_ctx // pool.page_tokens)
         pool.collect()
@@ -149,22 +155,24 @@ class PageTable:
         if n // size < self.n_tokens // size:
             self.pool.prefixes.keep(self, tokens)
         self.n_tokens = min(n, self.n_tokens)
+        self.exact = self.exact or not self.n_tokens
         while (len(self.pages) - 1) * size >= self.n_tokens and self.pages:
             self.pool.release(self.pages.pop())
 
     def adopt(self, pages: Sequence[int]) -> None:
         """Share these full pages and hold them instead of the present ones."""
         shared = [self.pool.share(page) for page in pages]
+        self.n_tokens = 0  # the present ones hold a beginning of the same tokens: nothing to remember
         self.cut(0, ())
         self.pages, self.n_tokens = shared, len(shared) * self.pool.page_tokens
 
-    def restore(self, pages: Sequence[bytes], n_tokens: int, long: bool) -> None:
+    def restore(self, pages: Sequence[bytes], n_tokens: int, long: bool, exact: bool) -> None:
         """Fill an empty table with pages of a saved session."""
         assert not self.pages
         for data in pages:
             self.pages.append(self.pool.take())
             self.pool.store.write_page(self.pages[-1], data)
-        self.n_tokens, self.long = n_tokens, long
+        self.n_tokens, self.long, self.exact = n_tokens, long, exact
 
     def close(self) -> None:
         """Release every page and give the promise back."""
@@ -207,7 +215,9 @@ class PrefixCache:
         return keys
 
     def keep(self, table: PageTable, tokens: Sequence[int]) -> None:
-        """Remember the table's full pages; tokens are the ids of (at least) its filled positions."""
+        """Remember the table's full pages if exact; tokens are the ids of (at least) its filled positions."""
+        if not table.exact:
+            return
         n = min(table.n_tokens // self._pool.page_tokens, self.max_pages)
         keys = self._keys(tokens, n, table.long, table.adapters)
         for key, page in zip(reversed(keys), reversed(table.pages[:n]), strict=True):  # the first is the last to go

@@ -24,6 +24,7 @@ from phial.engine.backend import Backend, Step, Want
 from phial.engine.cache import PagePool, check_cache_type
 from phial.engine.memory import MemoryEstimate, available_memory, estimate_for, memory_estimate
 from phial.engine.model_file import model_fingerprint, read_config
+from phial.engine.rope_switch import check_rope_switch
 from phial.engine.session import Session
 from phial.engine.state import Identity
 from phial.engine.threads import checked_threads
@@ -44,6 +45,7 @@ class Engine:
 
     Attributes:
         config, tokenizer, metadata, path: of the model.
+        rope_switch: how sequences switch LongRoPE's factor set; see rope_switch.py.
         adapters: what load_adapter has loaded.
         backend_name: "native" or "reference".
         lock: held by sessions while they touch pages or run a step.
@@ -59,10 +61,12 @@ class Engine:
         metadata: dict[str, Any],
         path: Path,
         prefix_bytes: int = PREFIX_BYTES,
+        rope_switch: str = "reprefill",
     ) -> None:
         self.config, self.tokenizer, self.identity = config, tokenizer, identity
         self.metadata, self.path = metadata, path
         self.backend_name = backend.name
+        self.rope_switch = rope_switch
         self.lock = threading.RLock()
         self.adapters: list[LoadedAdapter] = []
         self._backend: Backend | None = backend
@@ -81,6 +85,7 @@ class Engine:
         backend: str = "auto",
         kernels: str | None = None,
         prefix_bytes: int = PREFIX_BYTES,
+        rope_switch: str = "reprefill",
         progress: Callable[[int, int], None] | None = None,
     ) -> Engine:
         """Open a GGUF model.
@@ -92,6 +97,8 @@ class Engine:
             backend: "native", "reference" (numpy, slow), or "auto": native where it is built.
             kernels: kernel set for the whole process; None: the fastest, or PHIAL_KERNELS.
             prefix_bytes: memory for pages kept for reuse while no session is open.
+            rope_switch: what passing a LongRoPE model's original context does: "reprefill" computes all keys again,
+                "rerotate" turns them, fast and not exact.
             progress: called while loading with (bytes done, bytes to do).
 
         Raises:
@@ -100,6 +107,7 @@ class Engine:
             ArgumentError: an argument is out of range or cannot be honoured here.
         """
         check_cache_type(cache_type)
+        check_rope_switch(rope_switch)
         threads = checked_threads("n_threads", n_threads)
         batch = threads if n_threads_batch is None else checked_threads("n_threads_batch", n_threads_batch)
         kind = _choose_backend(backend, kernels)
@@ -109,10 +117,19 @@ class Engine:
 
             tokenizer = Tokenizer.from_gguf(file.metadata)
             _warn_if_tight(file, config, cache_type, kind)
+            if rope_switch != "reprefill" and config.rope_long_factors is None:
+                _say(f"rope_switch={rope_switch!r} has no effect: the model has one set of RoPE factors")
             loaded = _load(kind, file, config, cache_type, threads, batch, progress)
             identity = Identity(model_fingerprint(file, config), cache_type, kind)
             return cls(
-                loaded, config, tokenizer, identity, metadata=file.metadata, path=file.path, prefix_bytes=prefix_bytes
+                loaded,
+                config,
+                tokenizer,
+                identity,
+                metadata=file.metadata,
+                path=file.path,
+                prefix_bytes=prefix_bytes,
+                rope_switch=rope_switch,
             )
 
     @property

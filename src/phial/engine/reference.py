@@ -177,20 +177,10 @@ class ReferenceModel:
         factor = np.float32(self.config.rope_attn_factor)
         return np.cos(angles) * factor, np.sin(angles) * factor
 
-    def _rotate(self, x: F32, cos: F32, sin: F32) -> F32:
-        """Rotate the pairs of the first rope_dim dimensions of each head; x: (T, heads, C)."""
-        dim = self.config.rope_dim
-        interleaved = self.config.rope_interleaved
-        first, second = (slice(0, dim, 2), slice(1, dim, 2)) if interleaved else (slice(dim // 2), slice(dim // 2, dim))
-        a, b = x[..., first], x[..., second]
-        y = x.copy()
-        y[..., first], y[..., second] = a * cos - b * sin, b * cos + a * sin
-        return y
-
     def _attention(self, layer: int, x_TD: F32, cache: KeyValues, cos: F32, sin: F32) -> F32:
         q, k, v = self._queries_keys_values(layer, x_TD)
-        keys, values = cache.extend(layer, self._rotate(k, cos, sin), v)
-        q = self._rotate(q, cos, sin) / np.float32(math.sqrt(self.config.head_dim))
+        keys, values = cache.extend(layer, rotate_pairs(k, cos, sin, self.config.rope_interleaved), v)
+        q = rotate_pairs(q, cos, sin, self.config.rope_interleaved) / np.float32(math.sqrt(self.config.head_dim))
         hidden = self._hidden_keys(cache.n_past, len(x_TD))
         group = self.config.n_head // self.config.n_head_kv
         out = np.empty_like(q)
@@ -228,3 +218,13 @@ class ReferenceModel:
         half = np.float32(0.5)
         silu = gate * (half + half * np.tanh(half * gate))  # gate * sigmoid(gate) without overflow
         return self._linear(silu * up, f"blk.{layer}.ffn_down")
+
+
+def rotate_pairs(x: F32, cos: F32, sin: F32, interleaved: bool) -> F32:
+    """Rotate the pairs of the first dimensions of each head; x: (T, heads, C), cos and sin: (T, 1, pairs)."""
+    dim = 2 * cos.shape[-1]
+    first, second = (slice(0, dim, 2), slice(1, dim, 2)) if interleaved else (slice(dim // 2), slice(dim // 2, dim))
+    a, b = x[..., first], x[..., second]
+    y = x.copy()
+    y[..., first], y[..., second] = a * cos - b * sin, b * cos + a * sin
+    return y

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from phial.config import ModelConfig
 from phial.engine.backend import Step, Want
-from phial.engine.reference import ReferenceModel
+from phial.engine.reference import ReferenceModel, rotate_pairs
 from phial.gguf.blocks import dequantize, quantize
 from phial.gguf.container import read_gguf
 from phial.gguf.formats import GGMLType, n_bytes
@@ -31,6 +31,7 @@ class ReferencePages:
     def __init__(self, config: ModelConfig, cache_type: str) -> None:
         self.type = GGMLType[cache_type.upper()]
         padded = -(-config.head_dim // 32) * 32 if self.type == GGMLType.Q8_0 else config.head_dim
+        self._interleaved = config.rope_interleaved
         self.heads, self.head_dim, self._padded = config.n_head_kv, config.head_dim, padded
         self._shape = (config.n_layer, 2, PAGE_TOKENS, n_bytes(self.type, (config.n_head_kv, padded)))
         self.page_bytes = int(np.prod(self._shape))
@@ -53,6 +54,13 @@ class ReferencePages:
 
     def write_page(self, page: int, data: bytes, /) -> None:
         self._pages[page][:] = np.frombuffer(data, np.uint8).reshape(self._shape)
+
+    def rotate_keys(self, page: int, cos: F32, sin: F32, /) -> None:
+        """Turn every key of a page, slot by slot; cos, sin: (PAGE_TOKENS, rope_dim/2)."""
+        for layer in range(self._shape[0]):
+            keys, values = self.load([page], layer, PAGE_TOKENS)
+            turned = rotate_pairs(keys, cos[:, None], sin[:, None], self._interleaved)
+            self.store(page, layer, 0, np.stack([turned, values]))
 
     def store(self, page: int, layer: int, slot: int, rows: F32) -> None:
         """Write keys and values (2, T, heads, head_dim) of one layer at slots slot, slot + 1, … of a page."""

@@ -3,7 +3,7 @@
 The LongRoPE rule (Ding et al., 2024): the factor set belongs to the sequence and follows from its present length
 alone. A call that takes the length past the original context runs all tokens again with the long set; one that ends
 below it again, with the short set. So results never depend on n_ctx, on how a text was cut into calls, or on reused
-prefixes. Text, stop strings and chat belong to callers.
+prefixes. (rope_switch.py has the faster way that is not exact.) Text, stop strings and chat belong to callers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from phial.engine import state
 from phial.engine.adapters import NO_ADAPTERS, Mix, Wanted
 from phial.engine.backend import Step, Want
 from phial.engine.cache import PageTable
+from phial.engine.rope_switch import rerotate
 from phial.engine.sampling import Sampler, SamplingParams
 from phial.errors import ArgumentError, ContextLimitError, PhialError
 
@@ -215,7 +216,8 @@ class Session:
             self._checked(saved.tokens or [0])
             self._cut(0)
             self._tokens[:] = saved.tokens
-            self._table.restore(saved.pages, saved.n_cached, saved.long)
+            if saved.exact or self.engine.rope_switch == "rerotate":  # else the next call computes the keys
+                self._table.restore(saved.pages, saved.n_cached, saved.long, saved.exact)
 
     def close(self) -> None:
         """Release the pages; full ones stay for reuse within the engine's budget. Twice is once."""
@@ -253,10 +255,12 @@ class Session:
         """Bring the table to the factor set of the present length; search: fill it from kept pages, up to `limit`."""
         long = self.engine.config.uses_long(len(self._tokens))
         with self.engine.lock:
-            if long != table.long:
+            if long != table.long and self.engine.rope_switch == "rerotate" and table.n_tokens:
+                rerotate(table, self.engine.config, self._tokens)
+            elif long != table.long:
                 table.cut(0, self._tokens)
                 table.long, search = long, True
-            if search:
+            if search and table.exact:  # a sequence of turned keys depends on its own past alone
                 found = table.pool.prefixes.find(self._tokens[:limit], long, table.adapters)
                 if len(found) * table.pool.page_tokens > table.n_tokens:
                     table.adopt(found)

@@ -19,7 +19,7 @@ from phial.engine.adapters import Mix
 from phial.engine.cache import PageStore, PageTable
 from phial.errors import FormatError, PhialError
 
-MAGIC = b"PHIALKV2"
+MAGIC = b"PHIALKV3"
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -34,11 +34,12 @@ class Identity:
 
 @dataclass(frozen=True)
 class Saved:
-    """A parsed session: all its tokens, and the pages of the first n_cached of them, of one factor set."""
+    """A parsed session: all its tokens, and the pages of the first n_cached of them; see PageTable."""
 
     tokens: list[int]
     n_cached: int
     long: bool
+    exact: bool
     pages: list[bytes]
 
 
@@ -50,6 +51,7 @@ def dump(identity: Identity, tokens: Sequence[int], table: PageTable) -> bytes:
         "tokens": len(tokens),
         "cached": table.n_tokens,
         "long": table.long,
+        "exact": table.exact,
         "adapters": _listed(table.adapters),
         "page_tokens": store.page_tokens,
         "page_bytes": store.page_bytes,
@@ -73,7 +75,8 @@ def parse(data: bytes, identity: Identity, adapters: Mix, store: PageStore) -> S
     start = len(MAGIC) + 4
     try:
         header = json.loads(data[start : start + length])
-        n_tokens, n_cached, long = int(header["tokens"]), int(header["cached"]), bool(header["long"])
+        n_tokens, n_cached = int(header["tokens"]), int(header["cached"])
+        long, exact = bool(header["long"]), bool(header["exact"])
         page_tokens, page_bytes = int(header["page_tokens"]), int(header["page_bytes"])
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"the saved session's header is unreadable: {error!r}", "save it again") from error
@@ -94,6 +97,7 @@ def parse(data: bytes, identity: Identity, adapters: Mix, store: PageStore) -> S
         tokens,
         n_cached,
         long,
+        exact,
         [data[at : at + page_bytes] for at in range(pages_at, pages_at + n_pages * page_bytes, page_bytes)],
     )
 
