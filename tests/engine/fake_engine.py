@@ -120,7 +120,7 @@ class FakeEngine:
             noise[full[n]] += 20
         return noise
 
-    def session(self, n_ctx: int) -> FakeSession:
+    def session(self, n_ctx: int, adapters: Sequence[Any] = ()) -> FakeSession:
         return FakeSession(self, n_ctx)
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from phial.engine.vocabulary import Vocabulary
 from phial.errors import FormatError, PhialError
 
 if TYPE_CHECKING:
+    from phial.engine.adapters import Wanted
     from phial.engine.engine import Engine
     from phial.tokenizer.chat import ChatTemplate
 
@@ -74,9 +75,10 @@ class Speaker:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         template: str | None = None,
+        adapters: Wanted = (),
     ) -> None:
         self.engine = engine
-        self.session = engine.session(n_ctx)
+        self.session = engine.session(n_ctx, adapters)
         self.answers: list[Answer] = []
         self._params = params
         self._max_tokens = max_tokens

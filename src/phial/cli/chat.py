@@ -37,6 +37,7 @@ def chat(
     ctx: options.Context = None,
     threads: options.Threads = None,
     cache_type: options.CacheType = "f16",
+    lora: options.Lora = None,
     *,
     sampling: dict[str, Any],
 ) -> None:
@@ -50,7 +51,8 @@ def chat(
     read = editor.reader(hub.home() / "chat_history")
     with loading.engine(model, threads, cache_type) as engine:
         n_ctx = loading.context_size(engine.config, ctx)
-        speaker = Speaker(engine, n_ctx, params, max_tokens=max_tokens, template=template)
+        adapters = loading.adapters(engine, lora)
+        speaker = Speaker(engine, n_ctx, params, max_tokens=max_tokens, template=template, adapters=adapters)
         if sys.stdin.isatty():
             console.note(f"{engine.config.name or model}: /help for commands, Ctrl-D leaves")
         try:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phial.errors import ArgumentError
+
 if TYPE_CHECKING:
     from phial.config import ModelConfig
+    from phial.engine.adapters import LoadedAdapter
     from phial.engine.engine import Engine
     from phial.tokenizer.tokenizer import Tokenizer
 
@@ -41,6 +46,20 @@ def engine(
     finally:
         if shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def adapters(engine: Engine, named: Sequence[str] | None) -> list[tuple[LoadedAdapter, float]]:
+    """Loads what --lora names: PATH, or PATH:SCALE where nothing is called that and the scale is a number."""
+    chosen = []
+    for text in named or ():
+        path, scale = text, 1.0
+        if ":" in text and not Path(text).exists():
+            with contextlib.suppress(ValueError):
+                scale, path = float(text.rpartition(":")[2]), text.rpartition(":")[0]
+        if not path:
+            raise ArgumentError(f"--lora {text!r} names no adapter", "for instance --lora adapter/:0.5")
+        chosen.append((engine.load_adapter(Path(path).expanduser()), scale))
+    return chosen
 
 
 def tokenizer(model: str) -> Tokenizer:

@@ -33,6 +33,12 @@ Threads = Annotated[
 CacheType = Annotated[
     str, typer.Option("--cache-type", metavar="TYPE", help="Key-value cache: f16, bf16, or q8_0 for about half.")
 ]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora", metavar="PATH[:SCALE]", help="Add a LoRA adapter, a PEFT folder or a GGUF file; repeatable."
+    ),
+]
 MaxTokens = Annotated[
     int | None,
     typer.Option(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from phial.engine.adapters import Wanted
     from phial.engine.engine import Engine
     from phial.eval.journal import Header, Journal
     from phial.eval.perplexity import Measure
@@ -33,17 +34,19 @@ _ROWS = 128  # positions whose logits are held at once
 
 
 class EngineModel:
-    """An engine as phial.eval.perplexity.LanguageModel."""
+    """An engine, perhaps with adapters, as phial.eval.perplexity.LanguageModel."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, adapters: Wanted = ()) -> None:
         self.engine = engine
+        self.adapters = engine.mix(adapters)
         self.n_vocab = engine.config.n_vocab
 
     @property
     def settings(self) -> str:
         """What decides the logits, to the last bit."""
         identity = self.engine.identity
-        return f"{identity.model} {identity.cache_type} {identity.backend} {self.engine.kernel_set}"
+        settings = f"{identity.model} {identity.cache_type} {identity.backend} {self.engine.kernel_set}"
+        return f"{settings} {self.adapters.key.hex()}" if self.adapters.parts else settings
 
     def logits(self, tokens: Sequence[int], first: int) -> Iterator[NDArray[np.float32]]:
         """Logits that predict tokens[first + 1:], a few rows at a time.
@@ -52,7 +55,7 @@ class EngineModel:
         the factor set of its length.
         """
         read, config = tokens[:-1], self.engine.config
-        with self.engine.session(len(tokens)) as session:
+        with self.engine.session(len(tokens), self.adapters.parts) as session:
             if config.uses_long(first) != config.uses_long(len(read)):
                 yield session.eval(read, all_logits=True)[first:]
                 return
@@ -83,6 +86,7 @@ def perplexity(
     ] = None,
     threads: options.Threads = None,
     cache_type: options.CacheType = "f16",
+    lora: options.Lora = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure a model's perplexity on a text, in the windows of llama.cpp."""
@@ -95,8 +99,9 @@ def perplexity(
     if save_base and save_base.exists():
         raise ArgumentError(f"{save_base} exists already", "remove it or name another file")
     with contextlib.ExitStack() as stack:
-        ours = EngineModel(stack.enter_context(loading.engine(model, threads, cache_type, keep_prefixes=False)))
-        ids, plan = _plan(ours.engine, text, ctx, stride, windows)
+        engine = stack.enter_context(loading.engine(model, threads, cache_type, keep_prefixes=False))
+        ours = EngineModel(engine, loading.adapters(engine, lora))
+        ids, plan = _plan(engine, text, ctx, stride, windows)
         header = _header(ours, ids, plan, "base" if save_base else "kld" if kld else "perplexity")
         measure, header = _measure(stack, ours, text, header, kld, threads, cache_type)
         kept = _partial(save_base) if save_base else resume

@@ -31,6 +31,7 @@ def run(
     ctx: options.Context = None,
     threads: options.Threads = None,
     cache_type: options.CacheType = "f16",
+    lora: options.Lora = None,
     raw: Annotated[
         bool,
         typer.Option(
@@ -53,7 +54,10 @@ def run(
     started = time.perf_counter()
     with loading.engine(model, threads, cache_type) as engine:
         n_ctx = loading.context_size(engine.config, ctx)
-        speaker = Speaker(engine, n_ctx, params, max_tokens=max_tokens, stop=stop or (), template=template)
+        adapters = loading.adapters(engine, lora)
+        speaker = Speaker(
+            engine, n_ctx, params, max_tokens=max_tokens, stop=stop or (), template=template, adapters=adapters
+        )
         loaded = time.perf_counter() - started
         pieces = speaker.continue_text(text) if raw else speaker.chat(_messages(system, text))
         if as_json:

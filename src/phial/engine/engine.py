@@ -7,6 +7,7 @@ one step, which are the callers' and the scheduler's.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import weakref
@@ -144,7 +145,7 @@ class Engine:
             raise PhialError("the engine is closed", "open it again with Engine.open")
         return self._pool
 
-    def load_adapter(self, path: str | Path) -> LoadedAdapter:
+    def load_adapter(self, path: str | os.PathLike[str]) -> LoadedAdapter:
         """Load a LoRA adapter, a folder that PEFT saved or a GGUF file, for sessions to name; no weight changes.
 
         It stays until the engine is closed. The same adapter again is the same object.

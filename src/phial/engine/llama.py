@@ -6,7 +6,7 @@
     print(llm("Once upon a time", max_tokens=64)["choices"][0]["text"])
 
 Arguments, defaults and answers are its own (phi3-spec §10.1-10.4), written against recorded answers. Every argument
-works or is answered: llama_arguments.py. Left out: grammars, tools, LoRA adapters, speculative decoding.
+works or is answered: llama_arguments.py. Left out: grammars, tools, speculative decoding.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ class Llama(LlamaCore):
         no_perf: bool = False,
         last_n_tokens_size: int = 64,
         lora_base: str | None = None,
-        lora_scale: float = 1.0,
-        lora_path: str | None = None,
+        lora_scale: float | Sequence[float] = 1.0,
+        lora_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         numa: bool | int = False,
         chat_format: str | None = None,
         chat_handler: ChatHandler | None = None,
@@ -133,6 +133,8 @@ class Llama(LlamaCore):
         verbose: bool = True,
     ) -> None:
         """Open a model: a GGUF file, or a name that `phial pull` has stored; n_ctx 0 is the trained length.
+
+        lora_path: a LoRA adapter, a PEFT folder or a GGUF file, or several with a lora_scale each.
 
         Raises:
             ArgumentError: no such model (a ValueError), or an argument that cannot be honoured.
@@ -151,7 +153,11 @@ class Llama(LlamaCore):
             path = hub.resolve(arguments["model_path"])
         except PhialError as error:  # a ValueError too: llama_cpp's users catch that
             raise ArgumentError(error.message, error.hint) from error
-        self._open(str(path), arguments)
+        try:
+            self._open(str(path), arguments)
+        except BaseException:
+            self.close()
+            raise
         self._infill = infill_ids(self._raw_metadata)
         if arguments["spm_infill"] and self._infill is None:
             self.close()

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any
 
+from phial.engine.adapters import checked_scale
 from phial.engine.sampling import SamplingParams
 from phial.errors import ArgumentError
 
@@ -19,7 +21,6 @@ POOLING_TYPES = (-1, POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST)
 CACHE_TYPE_OF_GGML = {1: "f16", 8: "q8_0", 30: "bf16"}
 
 _FROM_FILE = "position encoding comes from the model file; leave this argument out"
-_NO_LORA = "adapters are not supported yet: merge the adapter into the model file"
 
 # argument: (values that ask for nothing, hint)
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -33,9 +34,7 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "yarn_beta_slow": ((1,), _FROM_FILE),
     "yarn_orig_ctx": ((0,), _FROM_FILE),
     "attention_type": ((-1, 0), "attention is causal (0)"),
-    "lora_base": ((None,), _NO_LORA),
-    "lora_path": ((None,), _NO_LORA),
-    "lora_scale": ((1,), _NO_LORA),
+    "lora_base": ((None,), "an adapter is added to the model's own weights as they run"),
     "draft_model": ((None,), "speculative decoding comes with a later version"),
 }
 # argument: (values that ask for nothing, why the others change nothing)
@@ -83,9 +82,27 @@ def check_constructor(arguments: Mapping[str, Any]) -> None:
         raise ArgumentError(
             f"tokenizer={own!r} cannot be used", "it needs tokenize(bytes, add_bos, special) and detokenize(ids, ...)"
         )
+    if lora_adapters(arguments["lora_path"], arguments["lora_scale"]) and arguments["vocab_only"]:
+        raise ArgumentError("lora_path with vocab_only=True", "no weights are loaded that it could be added to")
     for name, (neutral, reason) in _NO_EFFECT.items():
         if not _is_one_of(arguments[name], neutral):
             say(f"{name}={arguments[name]!r} has no effect: {reason}")
+
+
+def lora_adapters(lora_path: Any, lora_scale: Any) -> list[tuple[str | PathLike[str], float]]:
+    """Paths of adapters with their scales. A list of paths takes one scale for all or a list of as many.
+
+    Raises:
+        ArgumentError: a path that is none, a scale that is no number, or scales without as many paths.
+    """
+    paths = [] if lora_path is None else [lora_path] if isinstance(lora_path, (str, PathLike)) else lora_path
+    if not isinstance(paths, (list, tuple)) or not all(isinstance(path, (str, PathLike)) for path in paths):
+        raise ArgumentError(f"lora_path={lora_path!r} is no path", "a PEFT folder or a GGUF adapter, or a list of them")
+    count = max(1, len(paths))
+    scales = list(lora_scale) if isinstance(lora_scale, (list, tuple)) else [lora_scale] * count
+    if len(scales) != count or (not paths and scales != [1]):
+        raise ArgumentError(f"lora_scale={lora_scale!r} beside lora_path={lora_path!r}", "one scale for each adapter")
+    return list(zip(paths, map(checked_scale, scales), strict=False))
 
 
 def say_gpu_layers(n_gpu_layers: int, n_layer: int) -> None:

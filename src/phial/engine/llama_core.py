@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phial.engine.engine import Engine
-from phial.engine.llama_arguments import POOLING_NONE, cache_type, chosen_seed, sampling_params
+from phial.engine.llama_arguments import POOLING_NONE, cache_type, chosen_seed, lora_adapters, sampling_params
 from phial.engine.llama_state import BaseLlamaCache, LlamaState, longest_token_prefix
 from phial.engine.llama_types import Criterion, Processor, as_criterion, as_processor, processed
 from phial.engine.sampling import Sampler
@@ -75,7 +75,9 @@ class LlamaCore:
         self._scores_long: bool | None = None  # the factor set of all rows of scores; None: of both
         self._logits: NDArray[np.float32] | None = None
         if self._engine is not None:
-            self._session = self._engine.session(self._n_ctx)
+            paths = lora_adapters(arguments["lora_path"], arguments["lora_scale"])
+            adapters = [(self._engine.load_adapter(path), scale) for path, scale in paths]
+            self._session = self._engine.session(self._n_ctx, adapters)
             kind = f"{self._engine.backend_name} ({self._engine.kernel_set})"
             self._report(f"{self.metadata.get('general.name', path)}: {kind}, context of {self._n_ctx} tokens")
 
