@@ -108,5 +108,19 @@ def write_tiny(path: Path, architecture: str = "phi3", kind: GGMLType = GGMLType
     return path
 
 
+def write_tiny_adapter(path: Path, architecture: str = "phi3", rank: int = 4, seed: int = 1) -> Path:
+    """Write a GGUF LoRA adapter for every matrix of the tiny model, about as large as its weights; return its path."""
+    rng, tensors = np.random.default_rng(seed), []
+    for name, shape in shapes(architecture):
+        if len(shape) == 2 and name != "token_embd.weight":
+            a = rng.standard_normal((rank, shape[1]), np.float32) / np.float32(shape[1] ** 0.5)
+            b = rng.standard_normal((shape[0], rank), np.float32) / np.float32(rank**0.5)
+            for half, values in (("a", a), ("b", b)):
+                tensors.append((f"{name}.lora_{half}", values.shape, GGMLType.F32, quantize(values, GGMLType.F32)))
+    keys = {"general.type": "adapter", "general.architecture": architecture, "general.name": path.stem}
+    write_gguf(path, keys | {"adapter.type": "lora", "adapter.lora.alpha": float(rank)}, tensors)
+    return path
+
+
 if __name__ == "__main__":
     print(write_tiny(Path(sys.argv[1])))

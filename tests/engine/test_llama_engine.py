@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.tiny_models import write_tiny
+from tests.tiny_models import write_tiny, write_tiny_adapter
 
 from phial import Llama
 from phial.engine.llama import LlamaDiskCache
@@ -84,6 +84,40 @@ def test_a_state_of_another_model_is_refused(path: Path, llm: Llama, tmp_path: P
     state.llama_state = state.llama_state[:-1]
     with pytest.raises(FormatError):
         llm.load_state(state)
+
+
+def test_adapters_are_added_with_their_scales(path: Path, llm: Llama, tmp_path: Path) -> None:
+    poet, clerk = (write_tiny_adapter(tmp_path / f"{name}.gguf", seed=i) for i, name in enumerate(["poet", "clerk"]))
+    plain, adapted = text(llm), Llama(path, lora_path=str(poet), **OPTIONS)
+    assert text(adapted) != plain == text(Llama(path, lora_path=poet, lora_scale=0.0, **OPTIONS))
+    both = Llama(path, lora_path=[poet, clerk], lora_scale=[1.0, 0], **OPTIONS)
+    assert text(both) == text(adapted) == text(pickle.loads(pickle.dumps(adapted)))
+    with pytest.raises(PhialError, match="adapters"):
+        llm.load_state(adapted.save_state())
+
+
+def test_the_cache_of_states_never_mixes_adapters(path: Path, llm: Llama, tmp_path: Path) -> None:
+    adapted = Llama(path, lora_path=str(write_tiny_adapter(tmp_path / "poet.gguf")), **OPTIONS)
+    expected = text(adapted)
+    adapted.reset()
+    llm.set_cache(LlamaDiskCache(tmp_path / "states"))
+    text(llm)
+    adapted.set_cache(LlamaDiskCache(tmp_path / "states"))
+    assert text(adapted) == expected
+
+
+def test_adapters_that_are_not_there_or_do_not_pair_up(path: Path, tmp_path: Path) -> None:
+    poet = str(write_tiny_adapter(tmp_path / "poet.gguf"))
+    for arguments, named in [
+        ({"lora_path": "nowhere"}, "nowhere"),
+        ({"lora_path": [poet], "lora_scale": [1.0, 0.5]}, "lora_scale"),
+        ({"lora_path": poet, "lora_scale": "much"}, "much"),
+        ({"lora_path": [poet, 3]}, "lora_path"),
+        ({"lora_path": poet, "vocab_only": True}, "vocab_only"),
+        ({"lora_path": str(path)}, "general.type"),
+    ]:
+        with pytest.raises(PhialError, match=named):
+            Llama(path, **arguments, **OPTIONS)  # type: ignore[arg-type]
 
 
 def test_the_vocabulary_alone_opens_without_weights(path: Path) -> None:

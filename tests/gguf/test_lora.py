@@ -70,6 +70,21 @@ def test_fused_matrices_of_phi3_keep_their_rows(tmp_path: Path) -> None:
     assert len(ours.deltas) == 4 * 2 + 1
 
 
+def test_the_copy_of_the_output_matrix_that_peft_saves_changes_nothing(llama: Llama, tmp_path: Path) -> None:
+    """With lm_head among its targets PEFT saves the frozen matrix too; with other rows it would be another one."""
+    from safetensors.numpy import load_file, save_file
+
+    adapter = random_adapter(llama.model, 4, 0, lambda name: name == "lm_head")
+    path = write_peft(tmp_path, adapter) / "adapter_model.safetensors"
+    expected, tensors = read_adapter(tmp_path, llama.config), load_file(path)
+    tensors[f"{PREFIX}lm_head.base_layer.weight"] = llama.model.lm_head.weight.detach().numpy()
+    save_file(tensors, path)
+    assert read_adapter(tmp_path, llama.config).fingerprint == expected.fingerprint
+    tensors[f"{PREFIX}lm_head.base_layer.weight"] = np.zeros((460, 64), np.float32)
+    save_file(tensors, path)
+    refused(tmp_path, llama.config, "save_embedding_layers")
+
+
 @pytest.mark.parametrize(
     ("settings", "scale"),
     [
@@ -129,6 +144,7 @@ def refused(path: Path, config: ModelConfig, *named: str) -> None:
         ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens"),
         ({"use_qalora": True}, "use_qalora"),
         ({"something_new": {"on": 1}}, "something_new"),
+        ({"use_qalora": 0.5}, "use_qalora"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
         ({"init_lora_weights": [1]}, "init_lora_weights"),
         ({"lora_alpha": "much"}, "lora_alpha"),

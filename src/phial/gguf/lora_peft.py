@@ -21,9 +21,9 @@ from phial.gguf.lora import OTHER_MODEL, Adapter, Halves, LowRank, adaptable, lo
 from phial.hf.folder import read_json
 from phial.hf.names import hf_name, to_gguf_rows
 from phial.hf.safetensors import StoredTensor, read_safetensors
+from phial.hf.settings import Settings
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights", "bias"}
 # About training, storage and which modules were chosen, which the tensors say themselves.
 _INFORMATION = set(
     """auto_mapping base_model_name_or_path ensure_weight_tying exclude_modules inference_mode layers_pattern
@@ -31,8 +31,9 @@ _INFORMATION = set(
     target_modules task_type""".split()
 )
 # Ways to initialise that leave the base model as it was; the others train against a changed one.
-_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
-_HALF = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
+_PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+PREFIX = "base_model.model."  # of every tensor's name
+_HALF = re.compile(re.escape(PREFIX) + r"(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
 _PATTERN = re.compile(r"(?:[\w.^$|*+\[\]()-]|\\[.dw])+")
 
 
@@ -61,6 +62,8 @@ def _pairs(stored: Mapping[str, StoredTensor], config: ModelConfig) -> dict[str,
     for key, tensor in stored.items():
         match = _HALF.fullmatch(key)
         if match is None:
+            if _is_frozen_copy(key, stored):
+                continue
             raise FormatError(f"tensor {key} is no half of a LoRA product", _why_not(key))
         module = match["module"]
         if module not in modules:
@@ -69,6 +72,15 @@ def _pairs(stored: Mapping[str, StoredTensor], config: ModelConfig) -> dict[str,
     if not found:
         raise FormatError("it holds no LoRA tensors", OTHER_MODEL)
     return found
+
+
+def _is_frozen_copy(key: str, stored: Mapping[str, StoredTensor]) -> bool:
+    """Whether this is the model's own output matrix, which PEFT saves again beside its adapter unless told not to.
+
+    It was frozen while the adapter was trained, so it says nothing new; with another number of rows it does.
+    """
+    copied, b = stored[key].shape, stored.get(f"{PREFIX}lm_head.lora_B.weight")
+    return key == f"{PREFIX}lm_head.base_layer.weight" and b is not None and copied[:1] == b.shape[:1]
 
 
 def _why_not(key: str) -> str:
@@ -86,25 +98,25 @@ class _Settings:
     """adapter_config.json, checked: rank and scale of every module."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        if values.get("peft_type") != "LORA":
-            raise FormatError(f"{CONFIG}: peft_type is {values.get('peft_type')!r:.60}", "only LORA is supported")
-        start, bias = values.get("init_lora_weights"), values.get("bias", "none")
-        if not isinstance(start, (str, bool, type(None))) or start not in _PLAIN_STARTS:
+        keys = Settings(values, CONFIG)
+        kind, start = keys.get("peft_type", None), keys.get("init_lora_weights", True)
+        if kind != "LORA":
+            raise FormatError(f"{CONFIG}: peft_type is {kind!r:.60}", "only LORA is supported")
+        if not isinstance(start, (str, bool)) or start not in _PLAIN_STARTS:
             hint = "it was trained against a changed base model: save it from PEFT as plain LoRA, or merge it"
             raise FormatError(f"{CONFIG}: init_lora_weights is {start!r:.60}", hint)
-        if bias not in (None, "none"):
-            raise FormatError(
-                f"{CONFIG}: bias is {bias!r:.60}", "biases cannot be adapted: merge the adapter with PEFT"
-            )
-        for key in sorted(values.keys() - _READ - _INFORMATION):
+        if (bias := keys.get("bias", "none")) != "none":
+            raise FormatError(f"{CONFIG}: bias is {bias!r:.60}", "biases cannot be adapted: merge it with PEFT")
+        self._rank, self._ranks = keys.number("r", 8), _patterns(keys.get("rank_pattern", {}), "rank_pattern")
+        self._alpha, self._alphas = (
+            keys.number("lora_alpha", 8),
+            _patterns(keys.get("alpha_pattern", {}), "alpha_pattern"),
+        )
+        self._rooted = keys.flag("use_rslora", False)
+        for key in sorted(values.keys() - keys.asked - _INFORMATION):
             if values[key] not in (None, False, [], {}, ""):
                 hint = "it may change what is computed: merge the adapter into the model with PEFT and convert that"
                 raise FormatError(f"{CONFIG}: {key} = {values[key]!r:.60} is not supported", hint)
-        self._rank, self._ranks = _number(values, "r", 8), _patterns(values, "rank_pattern")
-        self._alpha, self._alphas = _number(values, "lora_alpha", 8), _patterns(values, "alpha_pattern")
-        self._rooted = values.get("use_rslora") or False
-        if not isinstance(self._rooted, bool):
-            raise FormatError(f"{CONFIG}: use_rslora is {self._rooted!r:.60}, not true or false")
 
     def check_rank(self, module: str, rank: int) -> None:
         """FormatError where the configuration gives the module another rank than its tensors have."""
@@ -119,19 +131,12 @@ class _Settings:
         return _first_match(self._alphas, module, self._alpha) / (math.sqrt(rank) if self._rooted else rank)
 
 
-def _number(values: Mapping[str, Any], key: str, default: float) -> float:
-    value = values.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise FormatError(f"{CONFIG}: {key} is {value!r:.60}, not a number")
-    return float(value)
-
-
-def _patterns(values: Mapping[str, Any], key: str) -> dict[re.Pattern[str], float]:
+def _patterns(given: Any, key: str) -> dict[re.Pattern[str], float]:
     """Numbers by the pattern of the module names they hold for, in PEFT's sense: the end of the name."""
-    given = values.get(key) or {}
     if not isinstance(given, dict):
         raise FormatError(f"{CONFIG}: {key} is {given!r:.60}, not an object")
-    return {_compiled(key, pattern): _number(given, pattern, 0) for pattern in given}
+    keys = Settings(given, f"{CONFIG}: {key}")
+    return {_compiled(key, pattern): keys.number(pattern) for pattern in given}
 
 
 def _compiled(key: str, pattern: str) -> re.Pattern[str]:
