@@ -38,13 +38,12 @@ from phial.hf.folder import (
     write_json,
 )
 from phial.hf.names import hf_name, to_gguf_rows, to_hf_rows
-from phial.hf.safetensors import NewTensor, StoredTensor
+from phial.hf.safetensors import NewTensor, StoredTensor, row_passes
 from phial.tokenizer.vocabulary import Vocabulary
 
 GGUF_TYPES = {"f32": GGMLType.F32, "f16": GGMLType.F16, "bf16": GGMLType.BF16, "q8_0": GGMLType.Q8_0}
 HF_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7}  # general.file_type
-_PASS_VALUES = 1 << 22
 Progress = Callable[[str, int, int], None]  # name of the tensor begun, tensors done, tensors in all
 Chunks = Iterator[NDArray[np.uint8]]
 
@@ -167,7 +166,7 @@ def _encoded(name: str, config: ModelConfig, source: StoredTensor, kind: GGMLTyp
     """A stored tensor as bytes of a GGUF type. FormatError for NaN and infinity, ArgumentError for overflow."""
     start()
     rows = to_gguf_rows(name, config, source.raw)
-    for part in _passes(rows.shape):
+    for part in row_passes(rows.shape):
         values = source.floats(rows[part])
         if not np.isfinite(values).all():
             raise FormatError(f"tensor {source.name} holds NaN or infinity", "the checkpoint is damaged")
@@ -188,7 +187,7 @@ def _dequantized(file: GGUFFile, config: ModelConfig, name: str, kind: GGMLType,
     values = to_hf_rows(name, config, file.dequantized(name))
     if not np.isfinite(values).all():
         raise FormatError(f"tensor {name} holds NaN or infinity", "the file is damaged")
-    for part in _passes(values.shape):
+    for part in row_passes(values.shape):
         yield _quantized(name, values[part], kind)
     file.release(name)
 
@@ -198,12 +197,6 @@ def _quantized(name: str, values: NDArray[np.float32], kind: GGMLType) -> NDArra
         return quantize(values, kind)
     except ArgumentError as error:
         raise ArgumentError(f"tensor {name}: {error.message}", error.hint) from error
-
-
-def _passes(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of rows that hold a few million values each."""
-    rows = max(1, _PASS_VALUES // max(1, int(np.prod(shape[1:]))))
-    return (slice(at, at + rows) for at in range(0, shape[0], rows))
 
 
 def _write_configs(folder: Path, values: dict[str, Any], vocabulary: Vocabulary) -> None:

@@ -152,6 +152,8 @@ def write_hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": dtype,
     }
+    if config.rope_interleaved and config.architecture != "llama":
+        raise FormatError(f"a {config.architecture} folder cannot express rotation of neighbouring pairs")
     if config.architecture == "phi3":
         values["original_max_position_embeddings"] = config.rope_original_context
         values["sliding_window"] = config.sliding_window

@@ -7,11 +7,11 @@ Phi-3 keeps QKV and gate-up fused in both. Llama's Q and K rows are permuted: a 
 from __future__ import annotations
 
 import re
-from typing import Any
-
-from numpy.typing import NDArray
+from typing import Any, TypeVar
 
 from phial.config import ModelConfig
+
+Rows = TypeVar("Rows")  # numpy's arrays and PyTorch's tensors: one function serves both
 
 _GLOBAL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {
@@ -48,20 +48,27 @@ def is_computed(name: str) -> bool:
     return _COMPUTED.fullmatch(name) is not None
 
 
-def to_gguf_rows(name: str, config: ModelConfig, values: NDArray[Any]) -> NDArray[Any]:
-    """Rows of a weight in GGUF order: half-rotated pairs become neighbours where the file's model is interleaved."""
+def to_gguf_rows(name: str, config: ModelConfig, values: Rows) -> Rows:
+    """Rows of a weight in GGUF order: half-rotated pairs become neighbours where the file's model is interleaved.
+
+    name: its GGUF name. values: (rows, ...), a numpy array or a PyTorch tensor; returned as it is or rearranged.
+    """
     heads = _permuted_heads(name, config)
     if heads == 0:
         return values
-    return values.reshape(heads, 2, config.head_dim // 2, -1).swapaxes(1, 2).reshape(values.shape)
+    rows: Any = values
+    arranged: Rows = rows.reshape(heads, 2, config.head_dim // 2, -1).swapaxes(1, 2).reshape(rows.shape)
+    return arranged
 
 
-def to_hf_rows(name: str, config: ModelConfig, values: NDArray[Any]) -> NDArray[Any]:
+def to_hf_rows(name: str, config: ModelConfig, values: Rows) -> Rows:
     """The inverse of to_gguf_rows."""
     heads = _permuted_heads(name, config)
     if heads == 0:
         return values
-    return values.reshape(heads, config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(values.shape)
+    rows: Any = values
+    arranged: Rows = rows.reshape(heads, config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(rows.shape)
+    return arranged
 
 
 def _permuted_heads(name: str, config: ModelConfig) -> int:

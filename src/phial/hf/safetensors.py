@@ -12,7 +12,7 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from phial.errors import ArgumentError, FormatError, PhialError
 
 _STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_PASS_VALUES = 1 << 20
 DAMAGED = "the file is damaged or cut short; fetch it again"
 
 
@@ -110,6 +111,12 @@ def _tensor(path: Path, name: str, entry: Any, data: NDArray[np.uint8], at: int)
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def row_passes(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices of rows that hold about a million values each: how weights stream through without a second copy of one."""
+    rows = max(1, _PASS_VALUES // max(1, math.prod(shape[1:])))
+    return (slice(at, at + rows) for at in range(0, shape[0], rows))
 
 
 def byte_count(tensor: NewTensor) -> int:

@@ -29,10 +29,14 @@ ONLY: dict[str, object] = {
 
 
 class Settings:
-    """The keys of config.json, or of the rope settings in it, which remember what was asked for."""
+    """The keys of config.json, or of the rope settings in it, which remember what was asked for.
 
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+    only: keys of features not implemented, with the value that is; besides those every architecture has.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str, only: Mapping[str, object] | None = None) -> None:
         self.values, self.where = values, where
+        self.only = ONLY | dict(only or {})
         self.asked: set[str] = set()
 
     def get(self, name: str, default: Any = ...) -> Any:
@@ -73,7 +77,7 @@ class Settings:
         """FormatError for a key nobody asked for that is neither information nor empty nor switched off."""
         for name in sorted(self.values.keys() - self.asked - INFORMATION):
             value = self.values[name]
-            if value is None or value in ([], {}) or (name in ONLY and value == ONLY[name]):
+            if value is None or value in ([], {}) or (name in self.only and value == self.only[name]):
                 continue
             raise FormatError(
                 f"{self.where}: {name} = {value!r:.80} is not supported",
