@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROWS = [
-    {"config"},
+    {"config", "threads"},
     {"tokenizer", "hf", "hub", "manifest"},
     {"model", "gguf"},
     {"engine", "train", "eval", "data"},

@@ -19,10 +19,10 @@ from phial.engine import native_backend, threads
 from phial.engine.engine import Engine, memory_estimate
 from phial.engine.model_file import model_fingerprint, read_config
 from phial.engine.sampling import SamplingParams
-from phial.engine.threads import available_cores
 from phial.errors import ArgumentError, PhialError
 from phial.gguf.blocks import GGMLType, random_blocks
 from phial.gguf.container import read_gguf, write_gguf
+from phial.threads import available_cores
 
 needs_native = pytest.mark.skipif(not native_backend.is_available(), reason="the compiled core is not built")
 BACKENDS = [pytest.param("native", marks=needs_native), "reference"]

@@ -28,9 +28,9 @@ from phial.engine.model_file import model_fingerprint, read_config
 from phial.engine.rope_switch import check_rope_switch
 from phial.engine.session import Session
 from phial.engine.state import Identity
-from phial.engine.threads import checked_threads
 from phial.errors import ArgumentError, PhialError
 from phial.gguf.container import GGUFFile, read_gguf
+from phial.threads import checked_threads
 
 if TYPE_CHECKING:
     from phial.tokenizer.tokenizer import Tokenizer

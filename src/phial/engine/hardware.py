@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from phial.engine.threads import checked_threads
+from phial.threads import checked_threads
 
 try:
     from phial import _native

@@ -2,7 +2,7 @@
 
 This file is the definition the native kernels must match: every value is `code * scale + offset`, computed in
 float32; formats.py says where the bits lie. The encoders round to the nearest code and do not search for better
-scales: importance-weighted quantisers are not here.
+scales: that is scale_search.py.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def _codes(form: BlockFormat, blocks: Blocks) -> Codes:
     return codes - form.bias
 
 
-def _store_codes(form: BlockFormat, blocks: Blocks, codes: Codes) -> None:
+def store_codes(form: BlockFormat, blocks: Blocks, codes: Codes) -> None:
+    """Write signed codes (n, elements) into the code bits of blocks (n,)."""
     stored = codes + form.bias
     if form.low[0] == 8:
         stored ^= 128
@@ -99,8 +100,11 @@ def dequantize(data: Bytes, type: GGMLType, shape: Sequence[int]) -> Floats:
     return out.reshape(shape)
 
 
-def _half(x: Floats) -> NDArray[np.float16]:
-    """float16, because `d` and `m` must be rounded before codes are chosen under them."""
+def half(x: Floats) -> NDArray[np.float16]:
+    """float16, because `d` and `m` must be rounded before codes are chosen under them.
+
+    ArgumentError where a value does not fit.
+    """
     with np.errstate(over="ignore"):
         half = x.astype(np.float16)
     if not np.isfinite(half).all():
@@ -128,13 +132,13 @@ def _encode_affine(form: BlockFormat, groups: Floats, blocks: Blocks) -> Codes:
     high = form.code_range[1]
     if form.scales is None:
         low = groups.min(axis=2)[:, 0]
-        blocks["m"] = _half(low)
-        blocks["d"] = _half(groups.max(axis=2)[:, 0] / np.float32(high) - low / np.float32(high))
+        blocks["m"] = half(low)
+        blocks["d"] = half(groups.max(axis=2)[:, 0] / np.float32(high) - low / np.float32(high))
         return _nearest(groups - _column(blocks["m"])[:, :, None], _column(blocks["d"])[:, :, None], 0, high)
     floor = np.minimum(groups.min(axis=2), 0)  # stored minimums are unsigned and subtracted
     step = np.maximum(groups.max(axis=2), 0) / np.float32(high) - floor / np.float32(high)
-    blocks["d"] = _half(step.max(axis=1) / np.float32(form.scales.largest))
-    blocks["m"] = _half((-floor).max(axis=1) / np.float32(form.scales.largest))
+    blocks["d"] = half(step.max(axis=1) / np.float32(form.scales.largest))
+    blocks["m"] = half((-floor).max(axis=1) / np.float32(form.scales.largest))
     scales = _nearest(step, _column(blocks["d"]), 0, form.scales.largest)
     minimums = _nearest(-floor, _column(blocks["m"]), 0, form.scales.largest)
     blocks["scales"] = form.scales.pack(scales, minimums)
@@ -150,9 +154,9 @@ def _encode_symmetric(form: BlockFormat, groups: Floats, blocks: Blocks) -> Code
     # The most negative code has no positive twin, so the value of largest magnitude is mapped onto it.
     step = _signed_largest(groups) / np.float32(low)
     if form.scales is None:
-        blocks["d"] = _half(np.abs(step[:, 0]) if low == -high else step[:, 0])
+        blocks["d"] = half(np.abs(step[:, 0]) if low == -high else step[:, 0])
         return _nearest(groups, _column(blocks["d"])[:, :, None], low, high)
-    blocks["d"] = _half(np.abs(step).max(axis=1) / np.float32(form.scales.largest))
+    blocks["d"] = half(np.abs(step).max(axis=1) / np.float32(form.scales.largest))
     scales = _nearest(step, _column(blocks["d"]), -form.scales.largest, form.scales.largest)
     blocks["scales"] = form.scales.pack(scales, None)
     step = _column(blocks["d"]) * scales.astype(np.float32)
@@ -162,7 +166,7 @@ def _encode_symmetric(form: BlockFormat, groups: Floats, blocks: Blocks) -> Code
 def _encode(form: BlockFormat, x: Floats, blocks: Blocks) -> None:
     groups = x.reshape(len(blocks), form.groups, -1)
     encode = _encode_affine if form.is_affine else _encode_symmetric
-    _store_codes(form, blocks, encode(form, groups, blocks).reshape(len(blocks), form.elements))
+    store_codes(form, blocks, encode(form, groups, blocks).reshape(len(blocks), form.elements))
 
 
 def _to_plain(x: Floats, type: GGMLType) -> Bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from phial.engine.threads import available_cpus, checked_threads
+from phial.threads import available_cpus, checked_threads
 
 
 def test_more_threads_than_processors_are_not_started_and_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
