@@ -6,21 +6,17 @@ bytes are worth. Leaves out speed (bench/quantize.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from phial.errors import ArgumentError, FormatError
-from phial.gguf import scale_search
 from phial.gguf.blocks import GGMLType, dequantize, quantize
 from phial.gguf.formats import FORMATS
 from phial.gguf.scale_search import encode
 
 Floats = NDArray[np.float32]
 TYPES = list(FORMATS)
-K_TYPES = [type for type in TYPES if FORMATS[type].scales]
 
 
 def tensor(kind: str, rows: int, columns: int, seed: int = 0) -> Floats:
@@ -46,11 +42,130 @@ def rmse(x: Floats, data: NDArray[np.uint8], type: GGMLType, importance: Floats 
     return float(np.sqrt(np.average(squares.mean(axis=0), weights=importance)))
 
 
+every_type = pytest.mark.parametrize("type", TYPES, ids=lambda t: t.name)
+
+
+@every_type
 @pytest.mark.parametrize("kind", ["normal", "heavy"])
-@pytest.mark.parametrize("type", TYPES, ids=lambda t: t.name)
 def test_the_error_is_below_that_of_rounding_to_nearest(type: GGMLType, kind: str) -> None:
     x, importance = tensor(kind, 8, 1024), importances(1024)
     assert rmse(x, encode(x, type), type) < 0.99 * rmse(x, quantize(x, type), type)
     weighted = rmse(x, encode(x, type, importance), type, importance)
     assert weighted < 0.9 * rmse(x, quantize(x, type), type, importance)
     assert weighted < 0.99 * rmse(x, encode(x, type), type, importance)
+
+
+@every_type
+def test_importance_moves_the_error_to_the_columns_without_it(type: GGMLType) -> None:
+    x, importance = tensor("normal", 16, 512), np.ones(512, np.float32)
+    importance[::8] = 1000
+    errors = [
+        np.square(dequantize(data, type, x.shape) - x).mean(axis=0)
+        for data in (encode(x, type, importance), encode(x, type))
+    ]
+    assert errors[0][::8].mean() < 0.7 * errors[1][::8].mean()
+    assert np.delete(errors[0], np.s_[::8]).mean() > np.delete(errors[1], np.s_[::8]).mean()
+
+
+@every_type
+def test_only_ratios_of_importances_matter(type: GGMLType) -> None:
+    x, importance = tensor("laplace", 4, 512), np.float32(2) ** np.arange(-256, 256).astype(np.float32).clip(-9, 9)
+    data = encode(x, type, importance)
+    for scale in (2.0**-100, 2.0**100):
+        assert np.array_equal(encode(x, type, importance * np.float32(scale)), data)
+
+
+@every_type
+def test_groups_without_importance_count_as_evenly_weighted(type: GGMLType) -> None:
+    x = tensor("normal", 4, 512)
+    assert np.array_equal(encode(x, type, np.zeros(512, np.float32)), encode(x, type, np.ones(512, np.float32)))
+    importance = np.ones(512, np.float32)
+    importance[:256] = 0
+    left, even = x[:, :256], encode(x, type)
+    error = np.square(dequantize(encode(x, type, importance), type, x.shape)[:, :256] - left).mean()
+    assert error < 1.1 * np.square(dequantize(even, type, x.shape)[:, :256] - left).mean()
+
+
+@every_type
+@pytest.mark.parametrize("level", [0.0, 1.0, -3.0, 0.37, 1e-2, 1e3, -2e4])
+def test_one_value_repeated_is_kept(type: GGMLType, level: float) -> None:
+    """To the precision of the float16 scales; K blocks multiply two roundings."""
+    x = np.full((2, 256), level, np.float32)
+    assert np.allclose(dequantize(encode(x, type), type, x.shape), x, rtol=2e-3, atol=0)
+
+
+@every_type
+@pytest.mark.parametrize("magnitude", [1e-45, 1e-38, 1e-20, 1e-7, 3e-6, 1e-4, 1e4])
+def test_tiny_and_large_values_are_encoded_no_worse_than_by_rounding(type: GGMLType, magnitude: float) -> None:
+    x = (tensor("normal", 4, 512) / 0.02 * magnitude).astype(np.float32)
+    for importance in (None, importances(512)):
+        data = encode(x, type, importance)
+        values = dequantize(data, type, x.shape)
+        assert np.isfinite(values).all()
+        assert rmse(x, data, type, importance) <= rmse(x, quantize(x, type), type, importance) * (1 + 1e-6)
+
+
+@every_type
+def test_a_single_outlier_costs_its_own_block_alone(type: GGMLType) -> None:
+    x = tensor("normal", 2, 1024)
+    before = dequantize(encode(x, type), type, x.shape)
+    x[1, 300] = 40.0
+    data = encode(x, type)
+    assert rmse(x, data, type) <= rmse(x, quantize(x, type), type) * (1 + 1e-6)
+    after, block = dequantize(data, type, x.shape), FORMATS[type].elements
+    start = 300 // block * block
+    after[1, start : start + block] = before[1, start : start + block]
+    assert np.array_equal(after, before)
+
+
+@every_type
+def test_rows_do_not_depend_on_each_other(type: GGMLType) -> None:
+    x, importance = tensor("heavy", 37, 512), importances(512)
+    data = encode(x, type, importance).reshape(37, -1)
+    for rows in (slice(0, 1), slice(5, 36)):
+        assert np.array_equal(encode(x[rows], type, importance), data[rows].reshape(-1))
+    assert encode(x[:0], type).size == 0
+
+
+@every_type
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_and_importances_that_are_no_numbers_are_refused(type: GGMLType, bad: float) -> None:
+    x, importance = np.ones((2, 256), np.float32), np.ones(256, np.float32)
+    importance[7] = bad
+    with pytest.raises(ArgumentError, match=f"importance of {bad}"):
+        encode(x, type, importance)
+    x[1, 200] = bad
+    with pytest.raises(ArgumentError, match=f"NaN or infinity cannot be stored as {type.name}"):
+        encode(x, type)
+
+
+@pytest.mark.parametrize(
+    ("importance", "says"),
+    [
+        (np.full(256, -1), "importance of -1"),
+        (np.ones(255), "255.* for 256 columns"),
+        (np.ones((2, 256)), "256 columns"),
+    ],
+)
+def test_unusable_importances_are_refused(importance: NDArray[np.float64], says: str) -> None:
+    with pytest.raises(ArgumentError, match=says):
+        encode(np.ones((2, 256), np.float32), GGMLType.Q4_K, importance.astype(np.float32))
+
+
+@every_type
+def test_scales_beyond_float16_are_refused(type: GGMLType) -> None:
+    x = np.ones((2, 256), np.float32)
+    x[1, 100] = 3e38
+    with pytest.raises(ArgumentError, match="does not fit float16"):
+        encode(x, type)
+
+
+def test_shapes_and_types_that_have_no_blocks_are_refused() -> None:
+    with pytest.raises(FormatError, match="128 columns"):
+        encode(np.ones((2, 128), np.float32), GGMLType.Q4_K)
+    with pytest.raises(ArgumentError, match="F16"):
+        encode(np.ones((2, 256), np.float32), GGMLType.F16)
+    with pytest.raises(ArgumentError, match=r"shape \(256,\)"):
+        encode(np.ones(256, np.float32), GGMLType.Q4_0)
+    with pytest.raises(ArgumentError, match="n_threads is 0"):
+        encode(np.ones((2, 256), np.float32), GGMLType.Q4_0, n_threads=0)

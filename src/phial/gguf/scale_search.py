@@ -79,9 +79,8 @@ def _weights(importance: Floats, columns: int) -> Floats:
         bad = importance[~((importance >= 0) & np.isfinite(importance))][0]
         raise ArgumentError(f"an importance of {bad}", "importances are finite and not negative")
     mean = importance.mean(dtype=np.float64)
-    if mean == 0:
-        return np.ones(columns, np.float32)
-    weights: Floats = (importance / mean + _FLOOR).astype(np.float32)
+    ratios = importance / mean if mean else np.ones(columns)
+    weights: Floats = (ratios + _FLOOR).astype(np.float32)
     return weights
 
 
@@ -115,7 +114,7 @@ def encode(
 def _encode_numpy(x: Floats, type: GGMLType, weights: Floats, plan: Plan, size: int) -> Bytes:
     form, out = FORMATS[type], np.empty(size, dtype=np.uint8)
     rows = max(1, _PASS_ELEMENTS // max(x.shape[1], 1))
-    blocks = out.view(form.block).reshape(x.shape[0], -1)
+    blocks = out.view(form.block).reshape(x.shape[0], x.shape[1] // form.elements)
     for start in range(0, x.shape[0], rows):
         part = x[start : start + rows]
         w = np.broadcast_to(weights, part.shape)

@@ -119,6 +119,7 @@ class Groups:
         if form.low[0] == 8:  # Q8_0 by convention leaves -128 out
             self.low_code = -self.high_code
         self.is_affine = form.is_affine
+        self.plain = (0, 0) if form.is_affine else (self.low_code, 0)  # the trial that fills the range of codes
         self.has_ceiling = form.is_affine and form.scales is not None  # K blocks only subtract their minimums
 
     def codes(self, step: Floats, low: Floats) -> Floats:
@@ -155,36 +156,40 @@ class Groups:
         by = np.maximum(by, -step)
         return Fit(step + by, low + low_by, sums.error(by, low_by))
 
-    def trial(self, plan: Plan, index: int) -> tuple[Floats, Floats]:
-        """The step and low that trial `index` starts from."""
-        below, above = plan.trials[index]
+    def trial(self, below: float, above: float) -> tuple[Floats, Floats]:
+        """The step and low that a trial of the plan starts from."""
         if not self.is_affine:
             at = np.abs(self.x).argmax(axis=-1)[..., None]
-            step = np.take_along_axis(self.x, at, axis=-1)[..., 0] * (1 / below)
+            step = np.take_along_axis(self.x, at, axis=-1)[..., 0] * np.float32(1 / below)
             return step, np.zeros_like(step)
         low, high = self.x.min(axis=-1), self.x.max(axis=-1)
         if self.has_ceiling:
             low, high = np.minimum(low, 0), np.maximum(high, 0)
-        step = (high - low) * (1 / (np.float32(self.high_code) + below + above))
-        low = low + below * step
+        step = (high - low) * np.float32(1 / (self.high_code + below + above))
+        low = low + np.float32(below) * step
         return step, np.minimum(low, 0) if self.has_ceiling else low
 
     def search(self, plan: Plan) -> Fit:
         """The best fit of every group on its own."""
-        best = self.refit(*self.trial(plan, 0))
-        for index in range(1, len(plan.trials)):
-            best = best.or_better(self.refit(*self.trial(plan, index)))
+        trials = [(float(below), float(above)) for below, above in plan.trials]
+        best = self.refit(*self.trial(*trials[0]))
+        for trial in trials[1:]:
+            best = best.or_better(self.refit(*self.trial(*trial)))
         return best.or_better(self.refit(best.step, best.low))
 
 
 def _encode_groups(groups: Groups, fit: Fit, blocks: Blocks) -> Codes:
-    """Blocks of one group: low is stored first, then the step fitted under it."""
+    """Blocks of one group: a step fitted under the stored low, or plain rounding where that is better."""
     low = stored(fit.low)
-    if groups.is_affine:
-        blocks["m"] = low[:, 0]
     step = stored_step(fit.step + groups.sums(fit.step, low).solve_step())
-    blocks["d"] = step[:, 0]
-    return groups.codes(step, low).astype(np.int32)
+    best = Fit(step, low, groups.error(step, low))
+    step, low = groups.trial(*groups.plain)
+    step, low = stored_step(step), stored(low)
+    best = best.or_better(Fit(step, low, groups.error(step, low)))
+    blocks["d"] = best.step[:, 0]
+    if groups.is_affine:
+        blocks["m"] = best.low[:, 0]
+    return groups.codes(best.step, best.low).astype(np.int32)
 
 
 class SuperBlock:
@@ -264,9 +269,10 @@ def encode_blocks(form: BlockFormat, x: Floats, w: Floats, plan: Plan, blocks: B
     """Fill blocks (n,) with the best encoding found of x, weighted by w, both (n, elements)."""
     shape = (len(blocks), form.groups, -1)
     groups = Groups(form, x.reshape(shape), w.reshape(shape))
-    fit = groups.search(plan)
-    if form.scales is None:
-        codes = _encode_groups(groups, fit, blocks)
-    else:
-        codes = _encode_super_blocks(form, groups, fit, plan, blocks)
+    with np.errstate(over="ignore", invalid="ignore"):  # a scale that comes out infinite or NaN is refused when stored
+        fit = groups.search(plan)
+        if form.scales is None:
+            codes = _encode_groups(groups, fit, blocks)
+        else:
+            codes = _encode_super_blocks(form, groups, fit, plan, blocks)
     store_codes(form, blocks, codes.reshape(len(blocks), form.elements))
