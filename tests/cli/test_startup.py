@@ -10,7 +10,20 @@ import typer
 
 from phial.cli.app import app
 
-COMMANDS = ["run", "chat", "pull", "list", "rm", "inspect", "tokenize", "bench", "perplexity", "convert", "info"]
+COMMANDS = [
+    "run",
+    "chat",
+    "pull",
+    "list",
+    "rm",
+    "inspect",
+    "tokenize",
+    "bench",
+    "perplexity",
+    "convert",
+    "quantize",
+    "info",
+]
 HEAVY = [
     "numpy", "rich", "huggingface_hub", "prompt_toolkit", "jinja2", "tokenizers", "sentencepiece", "torch",
     "transformers", "asyncio", "urllib.request", "pydantic", "phial._native", "phial.hub", "phial.engine.engine",

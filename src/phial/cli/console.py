@@ -43,11 +43,18 @@ def write_json(value: object) -> None:
     write(json.dumps(value, ensure_ascii=not utf8, indent=2, allow_nan=False) + "\n")
 
 
-def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
+def write_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Sequence[str] = (),
+    *,
+    to_stderr: bool = False,
+) -> None:
     """Aligned columns on stdout; in a pipe as wide as the data, because a cut cell would be lost data.
 
     Args:
         right: the columns (numbers) aligned to the right.
+        to_stderr: where the table is for the person, not the result.
     """
     from rich.console import Console
     from rich.table import Table
@@ -58,13 +65,13 @@ def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Se
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(one_line(cell)) for cell in row))
-    terminal = sys.stdout.isatty()
-    console = Console(file=sys.stdout, highlight=False, width=None if terminal else 100_000)
+    stream = sys.stderr if to_stderr else sys.stdout
+    console = Console(file=stream, highlight=False, width=None if stream.isatty() else 100_000)
     with console.capture() as captured:
         console.print(table)
     lines = captured.get().splitlines()
-    sys.stdout.write("".join(line.rstrip() + "\n" for line in lines))  # the escapes here are rich's own
-    sys.stdout.flush()
+    stream.write("".join(line.rstrip() + "\n" for line in lines))  # the escapes here are rich's own
+    stream.flush()
 
 
 def printable(text: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phial.cli import console, loading, options, stdin
+from phial.cli.progress import progress
 from phial.errors import ArgumentError, PhialError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def perplexity(
         raise ArgumentError(
             f"--save-base and {other} exclude each other", "an interrupted --save-base goes on by itself"
         )
-    text = _read(file)
+    text = stdin.text_of(file)
     if save_base and save_base.exists():
         raise ArgumentError(f"{save_base} exists already", "remove it or name another file")
     with contextlib.ExitStack() as stack:
@@ -111,20 +111,6 @@ def perplexity(
         os.replace(_partial(save_base), save_base)
         console.note(f"saved {save_base}: {plan.count} windows, {save_base.stat().st_size / 1e6:,.0f} MB")
     _print(tally, header, as_json)
-
-
-def _read(name: str) -> str:
-    """The text of the file, or of standard input."""
-    if name == "-":
-        return stdin.text_or_stdin(None, "text on standard input")
-    data = Path(name).read_bytes()
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ArgumentError(
-            f"{name} is not UTF-8: byte {data[error.start]:#04x} at position {error.start}",
-            "convert it first, for instance with iconv",
-        ) from None
 
 
 def _plan(engine: Engine, text: str, ctx: int, stride: int, most: int | None) -> tuple[list[int], Windows]:
@@ -237,9 +223,9 @@ def _run(measure: Measure, ids: list[int], plan: Windows, journal: Journal | Non
 
     tally = Tally()
     try:
-        with _progress(plan.count) as show:
+        with progress("first window", plan.count, each=True) as show:
             for tally in evaluate(measure, ids, plan, journal):
-                show(tally)
+                show(tally.n_windows, _running(tally, plan.count))
     except KeyboardInterrupt:
         done = f"stopped after {tally.n_windows} of {plan.count} windows"
         if journal is None:
@@ -250,24 +236,9 @@ def _run(measure: Measure, ids: list[int], plan: Windows, journal: Journal | Non
     return tally
 
 
-@contextlib.contextmanager
-def _progress(count: int) -> Iterator[Any]:
-    """What shows a tally: a bar where stderr is a terminal, else a line for each window."""
-    if not sys.stderr.isatty():
-        yield lambda tally: console.note(f"window {tally.n_windows}/{count}: {_running(tally)}")
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("first window", total=count)
-        yield lambda tally: bars.update(task, completed=tally.n_windows, description=_running(tally))
-
-
-def _running(tally: Tally) -> str:
+def _running(tally: Tally, count: int) -> str:
     value, error = tally.perplexity
-    return f"perplexity {value:.4f} ± {error:.4f}"
+    return f"window {tally.n_windows}/{count}: perplexity {value:.4f} ± {error:.4f}"
 
 
 def _print(tally: Tally, header: Header, as_json: bool) -> None:

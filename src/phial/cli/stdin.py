@@ -1,8 +1,9 @@
-"""Text from standard input: what a pipe carries, and the checks every text passes before it reaches a tokenizer."""
+"""Text from standard input or a file, and the checks every text passes before it reaches a tokenizer."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from phial.cli import console
 from phial.errors import ArgumentError
@@ -37,6 +38,20 @@ def text_or_stdin(text: str | None, name: str) -> str:
     if given is None:
         raise ArgumentError(f"no {name}", "give it as an argument or pipe it in")
     return given
+
+
+def text_of(file: str) -> str:
+    """The text of a file, or of standard input where it is called "-". ArgumentError where it is not UTF-8."""
+    if file == "-":
+        return text_or_stdin(None, "text on standard input")
+    data = Path(file).read_bytes()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ArgumentError(
+            f"{file} is not UTF-8: byte {data[error.start]:#04x} at position {error.start}",
+            "convert it first, for instance with iconv",
+        ) from None
 
 
 def valid(text: str, name: str) -> str:

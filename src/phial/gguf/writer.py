@@ -58,6 +58,14 @@ def write_gguf(
         raise PhialError(f"cannot write {path}: {error.strerror or error}", "check the folder and its space") from error
 
 
+def file_size(
+    metadata: Mapping[str, Any], tensors: Sequence[Tensor], *, alignment: int = layout.DEFAULT_ALIGNMENT
+) -> int:
+    """Bytes of the file that write_gguf would write; the tensors' data are not looked at."""
+    header = len(_header(metadata, tensors, alignment, layout.VERSIONS[-1]))
+    return header + sum(layout.align(n_bytes(kind, shape), alignment) for _, shape, kind, _ in tensors)
+
+
 def _header(metadata: Mapping[str, Any], tensors: Sequence[Tensor], alignment: int, version: int) -> bytes:
     """Everything before the tensor data, padded to the alignment."""
     if version not in layout.VERSIONS:
