@@ -28,7 +28,7 @@ def progress(first: str, total: int, *, counted: bool = True, each: bool = False
             nonlocal said
             if each or done * _LINES // max(total, 1) > said:
                 said = done * _LINES // max(total, 1)
-                console.note(text)
+                console.note(text if counted else f"{100 * done // max(total, 1):3} % {text}")
 
         yield line
         return

@@ -60,9 +60,11 @@ def quantize(
 ) -> None:
     """Quantise a model, and say how well each tensor was kept."""
     from phial.cli import quantize_report
+    from phial.engine.threads import checked_threads
     from phial.gguf import mixes
     from phial.gguf import quantize as quantizing
 
+    threads = checked_threads("threads", threads)
     recipe = mixes.find_recipe(type)
     wanted = [None if name is None else mixes.find_type(name) for name in (output_type, embedding_type)]
     path = _checked(source, target, calibrate, imatrix, save_imatrix, report, dry_run=dry_run)

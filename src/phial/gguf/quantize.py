@@ -29,9 +29,9 @@ from phial.gguf.formats import FORMATS, GGMLType, n_bytes
 from phial.gguf.imatrix import ImportanceMatrix
 from phial.gguf.layout import DEFAULT_ALIGNMENT
 from phial.gguf.mixes import RECIPES, choose_types
-from phial.gguf.names import to_gguf_rows
-from phial.gguf.safetensors import StoredTensor
 from phial.gguf.writer import Tensor, file_size, write_gguf
+from phial.hf.names import to_gguf_rows
+from phial.hf.safetensors import StoredTensor
 
 F32 = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
