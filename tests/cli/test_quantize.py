@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tests.tiny_models import write_tiny
 
+from phial import threads
 from phial.cli import calibrate as calibrating
-from phial.engine import threads
 from phial.engine.engine import Engine
 from phial.eval.windows import plan_windows
 from phial.gguf import imatrix

@@ -60,9 +60,9 @@ def quantize(
 ) -> None:
     """Quantise a model, and say how well each tensor was kept."""
     from phial.cli import quantize_report
-    from phial.engine.threads import checked_threads
     from phial.gguf import mixes
     from phial.gguf import quantize as quantizing
+    from phial.threads import checked_threads
 
     threads = checked_threads("threads", threads)
     recipe = mixes.find_recipe(type)
