@@ -24,9 +24,9 @@ def info(as_json: options.Json = False) -> None:
 def _facts() -> dict[str, Any]:
     import numpy
 
-    from phial import hub
+    from phial import hub, threads
     from phial.cli.models import stored
-    from phial.engine import hardware, threads
+    from phial.engine import hardware
 
     core = hardware.core()
     return {

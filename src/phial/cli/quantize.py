@@ -24,37 +24,47 @@ if TYPE_CHECKING:
 _RECIPES = "Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K_S, Q4_1, Q4_0, Q3_K_M"
 
 
+Source = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="GGUF file (path or catalogue name), or Hugging Face folder.")
+]
+Target = Annotated[Path, typer.Argument(metavar="TARGET", help="GGUF file to write.")]
+Recipe = Annotated[str, typer.Option("--type", metavar="TYPE", help=f"{_RECIPES}.")]
+Calibrate = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Measure an importance matrix on this text; - for stdin.")
+]
+Imatrix = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Use this importance matrix; llama.cpp's are read too.")
+]
+SaveImatrix = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Keep what --calibrate measures; a stopped run goes on from it.")
+]
+Chunk = Annotated[int, typer.Option("--ctx", "-c", metavar="N", help="Tokens in a chunk of --calibrate.")]
+OutputType = Annotated[
+    str | None, typer.Option(metavar="TYPE", help="Type of the output matrix.", show_default="the recipe's")
+]
+EmbeddingType = Annotated[
+    str | None, typer.Option(metavar="TYPE", help="Type of the token embedding.", show_default="the recipe's")
+]
+AllowRequantize = Annotated[
+    bool, typer.Option("--allow-requantize", metavar="", help="Take a source of fewer bits than Q8_0.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", metavar="", help="Print types and size; write nothing.")]
+Report = Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the errors by layer, and the size by type.")]
+
+
 def quantize(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="GGUF file (path or catalogue name), or Hugging Face folder.")
-    ],
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="GGUF file to write.")],
-    type: Annotated[str, typer.Option("--type", metavar="TYPE", help=f"{_RECIPES}.")] = "Q4_K_M",
-    calibrate: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Measure an importance matrix on this text; - for stdin.")
-    ] = None,
-    imatrix: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Use this importance matrix; llama.cpp's are read too.")
-    ] = None,
-    save_imatrix: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep what --calibrate measures; a stopped run goes on from it.")
-    ] = None,
-    ctx: Annotated[int, typer.Option("--ctx", "-c", metavar="N", help="Tokens in a chunk of --calibrate.")] = 512,
-    output_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Type of the output matrix.", show_default="the recipe's")
-    ] = None,
-    embedding_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Type of the token embedding.", show_default="the recipe's")
-    ] = None,
-    allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", metavar="", help="Take a source of fewer bits than Q8_0.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", metavar="", help="Print types and size; write nothing.")
-    ] = False,
-    report: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Draw the errors by layer, and the size by type.")
-    ] = None,
+    source: Source,
+    target: Target,
+    type: Recipe = "Q4_K_M",
+    calibrate: Calibrate = None,
+    imatrix: Imatrix = None,
+    save_imatrix: SaveImatrix = None,
+    ctx: Chunk = 512,
+    output_type: OutputType = None,
+    embedding_type: EmbeddingType = None,
+    allow_requantize: AllowRequantize = False,
+    dry_run: DryRun = False,
+    report: Report = None,
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:

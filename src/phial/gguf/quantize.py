@@ -31,7 +31,7 @@ from phial.gguf.layout import DEFAULT_ALIGNMENT
 from phial.gguf.mixes import RECIPES, choose_types
 from phial.gguf.writer import Tensor, file_size, write_gguf
 from phial.hf.names import to_gguf_rows
-from phial.hf.safetensors import StoredTensor
+from phial.hf.safetensors import StoredTensor, row_passes
 
 F32 = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
