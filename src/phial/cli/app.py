@@ -35,9 +35,7 @@ app.command(epilog="Example: phial tokenize 'Hello world' --ids")(tokenize.token
 app.command(epilog="Example: phial bench -m smollm2-135m --prefill 64,512 --depth 0,2048")(bench.bench)
 app.command(epilog="Example: phial perplexity text.txt -m phi-3-mini-4k --windows 20")(perplexity.perplexity)
 app.command(epilog="Example: phial convert ./Phi-3-mini-4k-instruct phi-3-mini.gguf --type q8_0")(convert.convert)
-app.command(epilog="Example: phial quantize phi-3-mini.gguf q4.gguf --type Q4_K_M --calibrate text.txt")(
-    quantize.quantize
-)
+app.command(epilog="Example: phial quantize f16.gguf q4.gguf --type Q4_K_M --calibrate text.txt")(quantize.quantize)
 app.command(epilog="Example: phial info")(info.info)
 
 
