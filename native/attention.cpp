@@ -7,7 +7,13 @@
 namespace phial {
 namespace {
 
+constexpr int ANNOUNCED_BYTES = 2048;
 constexpr float MINUS_INFINITY = -std::numeric_limits<float>::infinity();
+
+// Asks for the beginning of what is read next: the processor's own prefetching starts anew in every page.
+void announce(const uint8_t* next) {
+    for (int i = 0; i < ANNOUNCED_BYTES; i += 64) __builtin_prefetch(next + i, 0, 2);
+}
 
 int first_chunk(const QueryTile& tile) {
     int first = tile.first[0];
@@ -70,8 +76,11 @@ void Attention::chunk(const Kernels& k, const Cache& cache, const QueryTile& til
     load_queries(k, tile, q8);
     const int begin = chunk * CHUNK_KEYS, last = last_key(tile);
     const int left = (last - begin + PAGE_TOKENS - 1) / PAGE_TOKENS, n_pages = left < CHUNK_PAGES ? left : CHUNK_PAGES;
-    for (int p = 0; p < n_pages; p++)
-        scores(k, cache, tile, pages[begin / PAGE_TOKENS + p], layer, head, begin + p * PAGE_TOKENS, p * PAGE_TOKENS);
+    uint8_t* const* page = pages + begin / PAGE_TOKENS;
+    for (int p = 0; p < n_pages; p++) {
+        announce(p + 1 < n_pages ? cache.keys(page[p + 1], layer, head, 0) : cache.values(page[0], layer, head));
+        scores(k, cache, tile, page[p], layer, head, begin + p * PAGE_TOKENS, p * PAGE_TOKENS);
+    }
     for (int r = 0; r < tile.rows; r++) {
         float* s = &scores_[(size_t)r * CHUNK_KEYS];
         partial[r].sum = k.softmax(s, n_pages * PAGE_TOKENS, &partial[r].max);
@@ -80,7 +89,9 @@ void Attention::chunk(const Kernels& k, const Cache& cache, const QueryTile& til
     std::memset(acc, 0, sizeof(float) * (size_t)tile.rows * padded_);
     const auto values_16 = cache.type() == Type::F16 ? k.values_f16 : k.values_bf16;
     for (int p = 0; p < n_pages; p++) {
-        uint8_t* v = cache.values(pages[begin / PAGE_TOKENS + p], layer, head);
+        uint8_t* v = cache.values(page[p], layer, head);
+        if (p + 1 < n_pages) announce(cache.values(page[p + 1], layer, head));
+        else if (begin + CHUNK_KEYS < last) announce(cache.keys(page[CHUNK_PAGES], layer, head, 0));
         const float* weights = scores_.data() + p * PAGE_TOKENS;
         if (q8)
             k.values_q8(weights, CHUNK_KEYS, tile.rows, (int8_t*)v, cache.value_scales(v), PAGE_TOKENS, padded_, acc);

@@ -241,10 +241,14 @@ void Step::matmul(Worker& w, const Job* jobs, int n_jobs, const Activations& a, 
 void Step::finish_tile(const Job& job, int tile, int token, const float* tile_out) const {
     const int columns = std::min(TILE_ROWS, job.a->rows - tile * TILE_ROWS);
     float* out = job.out + (size_t)token * job.ld + (size_t)tile * TILE_ROWS;
-    if (job.mode == Mode::ADD)
-        for (int i = 0; i < columns; i++) out[i] += tile_out[i];
-    else
-        std::memcpy(out, tile_out, sizeof(float) * (size_t)columns);
+    const auto put = [&](int n) {
+        if (job.mode == Mode::ADD)
+            for (int i = 0; i < n; i++) out[i] += tile_out[i];
+        else
+            for (int i = 0; i < n; i++) out[i] = tile_out[i];
+    };
+    if (columns == TILE_ROWS) put(TILE_ROWS);  // a length the compiler knows
+    else put(columns);
 }
 
 void Step::tile_gemv(const Worker& w, const Job& job, int tile, const Activations& a, int tokens) {

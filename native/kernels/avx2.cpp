@@ -151,6 +151,12 @@ INLINE static Floats min_f(Floats a, Floats b) {
 INLINE static Floats max_f(Floats a, Floats b) {
     return {{_mm256_max_ps(a.v[0], b.v[0]), _mm256_max_ps(a.v[1], b.v[1])}};
 }
+INLINE static float max_lanes(Floats a) {
+    const __m256 m = _mm256_max_ps(a.v[0], a.v[1]);
+    __m128 t = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+    t = _mm_max_ps(t, _mm_movehl_ps(t, t));
+    return _mm_cvtss_f32(_mm_max_ss(t, _mm_shuffle_ps(t, t, 1)));
+}
 INLINE static Floats neg(Floats a) { return sub(zero_f(), a); }
 INLINE static Floats abs_f(Floats a) {
     const __m256 sign = _mm256_set1_ps(-0.0f);

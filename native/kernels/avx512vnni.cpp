@@ -93,6 +93,7 @@ INLINE static Floats divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
 INLINE static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE static Floats min_f(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 INLINE static Floats max_f(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+INLINE static float max_lanes(Floats a) { return _mm512_reduce_max_ps(a); }
 INLINE static Floats neg(Floats a) { return _mm512_sub_ps(_mm512_setzero_ps(), a); }
 INLINE static Floats abs_f(Floats a) { return _mm512_abs_ps(a); }
 INLINE static Ints round_i(Floats a) { return _mm512_cvtps_epi32(a); }

@@ -143,6 +143,9 @@ INLINE static Floats min_f(Floats a, Floats b) {
 INLINE static Floats max_f(Floats a, Floats b) {
     return each([&](int i) INLINE_LAMBDA { return vmaxq_f32(a.v[i], b.v[i]); });
 }
+INLINE static float max_lanes(Floats a) {
+    return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3])));
+}
 INLINE static Floats neg(Floats a) {
     return each([&](int i) INLINE_LAMBDA { return vnegq_f32(a.v[i]); });
 }

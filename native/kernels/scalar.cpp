@@ -165,6 +165,11 @@ INLINE static Floats min_f(Floats a, Floats b) {
 INLINE static Floats max_f(Floats a, Floats b) {
     return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
+INLINE static float max_lanes(Floats a) {
+    float m = a.v[0];
+    LANES m = a.v[i] > m ? a.v[i] : m;
+    return m;
+}
 INLINE static Floats neg(Floats a) { return sub(zero_f(), a); }
 INLINE static Floats abs_f(Floats a) {
     return each([&](int i) { return a.v[i] < 0 ? -a.v[i] : a.v[i]; });

@@ -214,7 +214,7 @@ INLINE static void panel_product(Ints (&x)[R][T], const uint8_t* const (&codes)[
 
 template <int R, int T, int PARTS, bool MIN, bool WIDE>
 static void panel_quantised(const Panel* const (&p)[R], const Activations& a, int t0, float* out, int out_column) {
-    const int nb = a.k / 32;
+    const int nb = a.k / 32, offset = p[0]->offset;
     const int8_t* q = a.q + (size_t)t0 * a.k;
     const float* ad = a.d + (size_t)t0 * nb;
     const float* as = a.sum + (size_t)t0 * nb;
@@ -227,8 +227,8 @@ static void panel_quantised(const Panel* const (&p)[R], const Activations& a, in
             Ints x[R][T];
             for (int t = 0; t < T; t++) {
                 const int32_t* s = ai + (size_t)t * 2 * nb + 2 * j;
-                const int sum = PARTS == 2 ? s[h] : s[0] + s[1];
-                for (int r = 0; r < R; r++) x[r][t] = set1_i(-p[r]->offset * sum);
+                const Ints start = set1_i(-offset * (PARTS == 2 ? s[h] : s[0] + s[1]));
+                for (int r = 0; r < R; r++) x[r][t] = start;
             }
             constexpr int STEPS = 8 / PARTS;
             const int8_t* qj = q + 32 * j + 4 * STEPS * h;
@@ -302,7 +302,8 @@ static void panel_tokens(const Panel* const (&p)[R], const Activations& a, int t
 }
 
 static bool same_kind(const Panel& a, const Panel& b) {
-    return a.is_float == b.is_float && a.sub16 == b.sub16 && a.has_min == b.has_min && a.wide == b.wide;
+    return a.is_float == b.is_float && a.sub16 == b.sub16 && a.has_min == b.has_min && a.wide == b.wide &&
+           a.offset == b.offset;
 }
 
 static void panels(const Panel& a, const Panel& b, const Activations& x, int t0, int tokens, float* out) {

@@ -25,14 +25,6 @@ static float sum_lanes(Floats v) {
     return s;
 }
 
-static float max_lanes(Floats v) {
-    float lanes[16];
-    store_f(lanes, v);
-    float m = lanes[0];
-    for (int i = 1; i < 16; i++) m = lanes[i] > m ? lanes[i] : m;
-    return m;
-}
-
 static void quantize(const float* x, int k, int8_t* q, float* d, float* sum, int32_t* isum16) {
     for (int j = 0; j < k / 32; j++) {
         const Floats a = load_f(x + 32 * j), b = load_f(x + 32 * j + 16);
@@ -98,73 +90,66 @@ INLINE static Floats load_16(Tag<Type::BF16>, const uint16_t* p) { return load_b
 INLINE static void store_16(Tag<Type::F16>, uint16_t* p, Floats v) { store_f16(p, v); }
 INLINE static void store_16(Tag<Type::BF16>, uint16_t* p, Floats v) { store_bf16(p, v); }
 
-template <Type TYPE, int Q>
-static void values_16_tile(const float* p, int stride, const uint16_t* v, int keys, int dims, float* acc) {
-    for (int c = 0; c < dims; c += 32) {
-        Floats a[Q], b[Q];
-        for (int t = 0; t < Q; t++) {
-            a[t] = load_f(acc + (size_t)t * dims + c);
-            b[t] = load_f(acc + (size_t)t * dims + c + 16);
-        }
-        for (int i = 0; i < keys; i++) {
-            const Floats v0 = load_16(Tag<TYPE>{}, v + (size_t)i * dims + c);
-            const Floats v1 = load_16(Tag<TYPE>{}, v + (size_t)i * dims + c + 16);
-            for (int t = 0; t < Q; t++) {
-                const Floats w = set1(p[(size_t)t * stride + i]);
-                a[t] = fma(v0, w, a[t]);
-                b[t] = fma(v1, w, b[t]);
-            }
-        }
-        for (int t = 0; t < Q; t++) {
-            store_f(acc + (size_t)t * dims + c, a[t]);
-            store_f(acc + (size_t)t * dims + c + 16, b[t]);
-        }
+// Cached values as the pass below reads them: 16 dimensions of a key, and what its weight is multiplied by.
+template <Type TYPE> struct Values16 {
+    const uint16_t* rows;
+    INLINE Floats load(int at) const { return load_16(Tag<TYPE>{}, rows + at); }
+    INLINE float scaled(float p, int) const { return p; }
+};
+
+struct ValuesQ8 {
+    const int8_t* rows;
+    const uint16_t* scale;  // of 32 dimensions each
+    INLINE Floats load(int at) const { return load_s8((const uint8_t*)rows + at); }
+    INLINE float scaled(float p, int at) const { return p * half_to_float(scale[at / 32]); }
+};
+
+// acc (Q, dims) += p . values, for 16 N dimensions from c on; all of a key's at once, so that memory is read straight on.
+template <int Q, int N, class Values>
+static void values_pass(const float* p, int stride, const Values& v, int keys, int c, int dims, float* acc) {
+    Floats a[Q][N];
+    for (int t = 0; t < Q; t++)
+        for (int n = 0; n < N; n++) a[t][n] = load_f(acc + (size_t)t * dims + c + 16 * n);
+    for (int i = 0; i < keys; i++) {
+        Floats w[Q];
+        unrolled<N>([&](auto index) INLINE_LAMBDA {
+            constexpr int n = decltype(index)::value;
+            const int at = i * dims + c + 16 * n;
+            if (n % 2 == 0)
+                for (int t = 0; t < Q; t++) w[t] = set1(v.scaled(p[(size_t)t * stride + i], at));
+            const Floats x = v.load(at);
+            for (int t = 0; t < Q; t++) a[t][n] = fma(x, w[t], a[t][n]);
+        });
     }
+    for (int t = 0; t < Q; t++)
+        for (int n = 0; n < N; n++) store_f(acc + (size_t)t * dims + c + 16 * n, a[t][n]);
 }
 
-template <int Q>
-static void values_q8_tile(const float* p, int stride, const int8_t* v, const uint16_t* scale, int keys, int dims,
-                           float* acc) {
-    const int parts = dims / 32;
-    for (int c = 0; c < parts; c++) {
-        Floats a[Q], b[Q];
-        for (int t = 0; t < Q; t++) {
-            a[t] = load_f(acc + (size_t)t * dims + 32 * c);
-            b[t] = load_f(acc + (size_t)t * dims + 32 * c + 16);
-        }
-        for (int i = 0; i < keys; i++) {
-            const uint8_t* row = (const uint8_t*)(v + (size_t)i * dims + 32 * c);
-            const Floats v0 = load_s8(row), v1 = load_s8(row + 16);
-            const float d = half_to_float(scale[(size_t)i * parts + c]);
-            for (int t = 0; t < Q; t++) {
-                const Floats w = set1(p[(size_t)t * stride + i] * d);
-                a[t] = fma(v0, w, a[t]);
-                b[t] = fma(v1, w, b[t]);
-            }
-        }
-        for (int t = 0; t < Q; t++) {
-            store_f(acc + (size_t)t * dims + 32 * c, a[t]);
-            store_f(acc + (size_t)t * dims + 32 * c + 16, b[t]);
-        }
-    }
+// As many dimensions as registers hold sums for, then what is left of them.
+template <int Q, int N, class Values>
+static void values_tile(const float* p, int stride, const Values& v, int keys, int c, int dims, float* acc) {
+    for (; c + 16 * N <= dims; c += 16 * N) values_pass<Q, N>(p, stride, v, keys, c, dims, acc);
+    if constexpr (N > 2) values_tile<Q, N - 2>(p, stride, v, keys, c, dims, acc);
+}
+
+template <int Q = 4, class Values>
+static void values_rows(const float* p, int stride, int queries, const Values& v, int keys, int dims, float* acc) {
+    constexpr int N = PANEL_PAIR ? (Q > 2 ? 6 : 8) : (Q > 1 ? 2 : 4);  // 32 vector registers, or 16 of half the width
+    int t = 0;
+    for (; t + Q <= queries; t += Q)
+        values_tile<Q, N>(p + (size_t)t * stride, stride, v, keys, 0, dims, acc + (size_t)t * dims);
+    if constexpr (Q > 1)
+        values_rows<Q - 1>(p + (size_t)t * stride, stride, queries - t, v, keys, dims, acc + (size_t)t * dims);
 }
 
 template <Type TYPE>
 static void values_16(const float* p, int stride, int queries, const uint16_t* v, int keys, int dims, float* acc) {
-    int t = 0;
-    for (; t + 4 <= queries; t += 4)
-        values_16_tile<TYPE, 4>(p + (size_t)t * stride, stride, v, keys, dims, acc + (size_t)t * dims);
-    for (; t < queries; t++)
-        values_16_tile<TYPE, 1>(p + (size_t)t * stride, stride, v, keys, dims, acc + (size_t)t * dims);
+    values_rows(p, stride, queries, Values16<TYPE>{v}, keys, dims, acc);
 }
 
 static void values_q8(const float* p, int stride, int queries, const int8_t* v, const uint16_t* scale, int keys,
                       int dims, float* acc) {
-    int t = 0;
-    for (; t + 4 <= queries; t += 4)
-        values_q8_tile<4>(p + (size_t)t * stride, stride, v, scale, keys, dims, acc + (size_t)t * dims);
-    for (; t < queries; t++)
-        values_q8_tile<1>(p + (size_t)t * stride, stride, v, scale, keys, dims, acc + (size_t)t * dims);
+    values_rows(p, stride, queries, ValuesQ8{v, scale}, keys, dims, acc);
 }
 
 static void scale_add(float* y, float a, const float* x, float b, int n) {
