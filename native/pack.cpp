@@ -199,7 +199,6 @@ void pack_block_k(Type type, const uint8_t* b, const Cursor& to) {
 
 void pack_block(Type type, const uint8_t* b, const Cursor& to) {
     switch (type) {
-        case Type::Q4_0: to.half(256, b); to.words(0, b + 2, 16); break;
         case Type::Q4_1: to.half(256, b); to.half(288, b + 2); to.words(0, b + 4, 16); break;
         case Type::Q5_0: to.half(320, b); to.masks(256, b + 2); to.words(0, b + 6, 16); break;
         case Type::Q5_1:
@@ -208,6 +207,15 @@ void pack_block(Type type, const uint8_t* b, const Cursor& to) {
         case Type::Q8_0: to.half(512, b); to.words(0, b + 2, 32); break;
         default: pack_block_k(type, b, to); break;
     }
+}
+
+// Block `index` of a row: two share a step (format.h), a last one of an odd number has its own.
+void pack_q4_0(uint8_t* tile, int row, const uint8_t* b, int index, int blocks) {
+    const int place = index % 2;
+    const size_t scales = place == 0 && index + 1 == blocks ? 256 : 512;
+    const Cursor to = {tile + 576 * (size_t)(index / 2), row};
+    to.words(256 * (size_t)place, b + 2, 16);
+    to.half(scales + 32 * (size_t)place, b);
 }
 
 void pack_floats(uint8_t* tile, const uint8_t* row_data, int row, int columns, size_t size) {
@@ -248,8 +256,11 @@ void pack_tiles(Matrix& m, const uint8_t* data, int first, int last) {
                 pack_floats(tile, row, r, m.columns, (size_t)size.bytes);
                 continue;
             }
-            for (int b = 0; b < blocks; b++)
-                pack_block(m.type, row + (size_t)b * size.bytes, {tile + packed * (size_t)b, r});
+            for (int b = 0; b < blocks; b++) {
+                const uint8_t* block = row + (size_t)b * size.bytes;
+                if (m.type == Type::Q4_0) pack_q4_0(tile, r, block, b, blocks);
+                else pack_block(m.type, block, {tile + packed * (size_t)b, r});
+            }
         }
     }
 }

@@ -102,6 +102,17 @@ bool Step::claim(Worker& w, int n, int chunk, int& begin, int& end) {
     return begin < n;
 }
 
+// Claims a part of what is left: large ones at first, single items at the end, so that all threads finish together.
+bool Step::claim_part(Worker& w, int n, int& begin, int& end) {
+    std::atomic<int>& next = mem_.counters[(size_t)w.phase];
+    begin = next.load(std::memory_order_relaxed);
+    do {
+        if (begin >= n) return false;
+        end = begin + std::max(1, (n - begin) / (2 * threads_));
+    } while (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed));
+    return true;
+}
+
 void Step::next_phase(Worker& w, bool barrier) {
     w.phase++;
     if (barrier) m_.pool_.barrier();
@@ -227,7 +238,7 @@ void Step::matmul(Worker& w, const Job* jobs, int n_jobs, const Activations& a, 
     // Few tiles for many threads: split the tokens too.
     int blocks = few ? 1 : std::max(1, std::min((4 * threads_ + total - 1) / total, tokens / MIN_TOKEN_BLOCK));
     const int per_block = (tokens + blocks - 1) / blocks;
-    for (int i, end; claim(w, total * blocks, few ? share(total) : 1, i, end);)
+    for (int i, end; few ? claim_part(w, total, i, end) : claim(w, total * blocks, 1, i, end);)
         for (; i < end; i++) {
             int tile = i % total, j = 0;
             while (tile >= tiles[j]) tile -= tiles[j++];

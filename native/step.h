@@ -67,6 +67,7 @@ class Step {
 
     // Claims the next `chunk` of n items of the current phase; false when none is left.
     bool claim(Worker& w, int n, int chunk, int& begin, int& end);
+    bool claim_part(Worker& w, int n, int& begin, int& end);
     void next_phase(Worker& w, bool barrier = true);
     int share(int n) const { return n / (threads_ * 8) > 1 ? n / (threads_ * 8) : 1; }
 

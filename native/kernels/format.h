@@ -3,37 +3,51 @@
 // Included inside an ISA file's anonymous namespace, after it has defined: Codes (64 bytes: 16 rows x 4 inputs),
 // Ints and Floats (16 lanes), and the functions on them (see scalar.cpp for the plain meaning of each).
 // A block of BLOCK inputs of 16 rows takes BYTES bytes, scales included: one stream of memory. (Scales in a run of
-// their own keep every load aligned, but measured a quarter slower in decode.) It is read in steps of 32 inputs, or of
-// two times 32 in the K types, STEP bytes each behind HEAD.
+// their own keep every load aligned, but measured a quarter slower in decode.) It is read in steps of one or two times 32
+// inputs, STEP bytes each behind HEAD.
 //
-//   codes<G>(step, c)        inputs 4G .. 4G+3 of each sub-block (32 inputs) of a step, as bytes
+//   codes<G>(step, c)        inputs 4G .. 4G+3 of each 32 of a step, as bytes
 //   scale(block, step, i)    multiplier of the step's part i (of SUB inputs);  low(...): the minimum added, where MIN
 
 template <Type T> struct Format;
 
+// Two blocks at a time: 8 vectors of codes, then both scales, so that every vector is one cache line. (Blocks of 288
+// bytes, each with its scale, read a sixth slower.)
 template <> struct Format<Type::Q4_0> {
-    static constexpr int BLOCK = 32, HEAD = 0, BYTES = 288, STEP = BYTES, SUB = 32, OFFSET = 8;
+    static constexpr int BLOCK = 64, HEAD = 0, BYTES = 576, STEP = BYTES, SUB = 32, OFFSET = 8;
     static constexpr bool MIN = false, WIDE = false;
+    template <int G> INLINE static void codes(const uint8_t* b, Codes (&c)[2]) {
+        for (int n = 0; n < 2; n++) {
+            const Codes v = load_codes(b + 256 * n + 64 * (G % 4));
+            c[n] = G < 4 ? low_nibble(v) : high_nibble(v);
+        }
+    }
+    INLINE static Floats scale(const uint8_t* b, const uint8_t*, int i) { return load_f16(b + 512 + 32 * i); }
+    INLINE static Floats low(const uint8_t*, const uint8_t*, int) { return zero_f(); }
+};
+
+template <> struct Format<Type::Q4_1> {
+    static constexpr int BLOCK = 32, HEAD = 0, BYTES = 320, STEP = BYTES, SUB = 32, OFFSET = 0;
+    static constexpr bool MIN = true, WIDE = false;
     template <int G> INLINE static void codes(const uint8_t* b, Codes (&c)[1]) {
         const Codes v = load_codes(b + 64 * (G % 4));
         c[0] = G < 4 ? low_nibble(v) : high_nibble(v);
     }
     INLINE static Floats scale(const uint8_t* b, const uint8_t*, int) { return load_f16(b + 256); }
-    INLINE static Floats low(const uint8_t*, const uint8_t*, int) { return zero_f(); }
-};
-
-template <> struct Format<Type::Q4_1> : Format<Type::Q4_0> {
-    static constexpr int BYTES = 320, STEP = BYTES, OFFSET = 0;
-    static constexpr bool MIN = true;
-    INLINE static Floats scale(const uint8_t* b, const uint8_t*, int) { return load_f16(b + 256); }
     INLINE static Floats low(const uint8_t* b, const uint8_t*, int) { return load_f16(b + 288); }
 };
 
+// What is left of rows with an odd number of Q4_0 blocks.
+struct LastQ4_0 : Format<Type::Q4_1> {
+    static constexpr int BYTES = 288, STEP = BYTES, OFFSET = 8;
+    static constexpr bool MIN = false;
+};
+
 // The fifth bits are 8 masks of 64 bits, one per vector: bit j belongs to byte j.
-template <> struct Format<Type::Q5_0> : Format<Type::Q4_0> {
+template <> struct Format<Type::Q5_0> : LastQ4_0 {
     static constexpr int BYTES = 352, STEP = BYTES, OFFSET = 16;
     template <int G> INLINE static void codes(const uint8_t* b, Codes (&c)[1]) {
-        Format<Type::Q4_0>::codes<G>(b, c);
+        LastQ4_0::codes<G>(b, c);
         c[0] = or_mask(c[0], b + 256 + 8 * G, 16);
     }
     INLINE static Floats scale(const uint8_t* b, const uint8_t*, int) { return load_f16(b + 320); }
@@ -46,7 +60,7 @@ template <> struct Format<Type::Q5_1> : Format<Type::Q5_0> {
     INLINE static Floats low(const uint8_t* b, const uint8_t*, int) { return load_f16(b + 352); }
 };
 
-template <> struct Format<Type::Q8_0> : Format<Type::Q4_0> {
+template <> struct Format<Type::Q8_0> : LastQ4_0 {
     static constexpr int BYTES = 544, STEP = BYTES, OFFSET = WIDE_OFFSET;
     static constexpr bool WIDE = true;
     template <int G> INLINE static void codes(const uint8_t* b, Codes (&c)[1]) {

@@ -68,7 +68,7 @@ INLINE static void gemv_step(const uint8_t* block, const uint8_t* step, const Ro
 
 template <Type TYPE, int T> static void gemv_quantised(const uint8_t* tile, const Activations& a, int t0, float* out) {
     using Fm = Format<TYPE>;
-    constexpr int N = Fm::BLOCK == 256 ? 2 : 1, STEPS = Fm::BLOCK / (32 * N);
+    constexpr int N = Fm::BLOCK == 32 ? 1 : 2, STEPS = Fm::BLOCK / (32 * N);
     const int blocks = a.k / Fm::BLOCK;
     Row rows[T];
     Floats f[T];
@@ -82,6 +82,10 @@ template <Type TYPE, int T> static void gemv_quantised(const uint8_t* tile, cons
             const uint8_t* step = block + Fm::HEAD + Fm::STEP * s;
             gemv_step<Fm, N, T>(block, step, rows, N * (b * STEPS + s), f);
         }
+    }
+    if constexpr (Fm::BLOCK == 64) {
+        const uint8_t* last = tile + (size_t)blocks * Fm::BYTES;
+        if (a.k % 64) gemv_step<LastQ4_0, 1, T>(last, last, rows, 2 * blocks, f);
     }
     for (int t = 0; t < T; t++) store_f(out + TILE_ROWS * t, f[t]);
 }
@@ -156,28 +160,38 @@ static void gemv(Type type, const uint8_t* tile, const Activations& a, int t0, i
 
 // ---- unpacking a tile into a panel ----------------------------------------------------------------------------------
 
+// A step of N times 32 inputs, from the row's block j on, to its place in the panel.
+template <class Fm, int N> INLINE static void expand_step(const uint8_t* block, const uint8_t* step, int j, Panel& p) {
+    constexpr int PARTS = 32 / Fm::SUB;
+    uint8_t* codes = p.codes + (size_t)j * 32 * TILE_ROWS;
+    unrolled<8>([&](auto g) INLINE_LAMBDA {
+        constexpr int G = decltype(g)::value;
+        Codes c[N];
+        Fm::template codes<G>(step, c);
+        for (int n = 0; n < N; n++) store_codes(codes + 64 * (8 * n + G), c[n]);
+    });
+    for (int i = 0; i < N * PARTS; i++) {
+        const size_t at = (size_t)TILE_ROWS * ((size_t)j * PARTS + i);
+        store_f(p.scale + at, Fm::scale(block, step, i));
+        if (Fm::MIN) store_f(p.min + at, Fm::low(block, step, i));
+    }
+}
+
 template <Type TYPE> static void expand_quantised(const uint8_t* tile, int k, Panel& p) {
     using Fm = Format<TYPE>;
-    constexpr int N = Fm::BLOCK == 256 ? 2 : 1, STEPS = Fm::BLOCK / (32 * N), PARTS = 32 / Fm::SUB;
+    constexpr int N = Fm::BLOCK == 32 ? 1 : 2, STEPS = Fm::BLOCK / (32 * N);
     p.offset = Fm::OFFSET;
-    p.sub16 = PARTS == 2;
+    p.sub16 = Fm::SUB == 16;
     p.has_min = Fm::MIN;
     p.wide = Fm::WIDE;
-    for (int i = 0; i < k / (32 * N); i++) {
+    const int steps = k / (32 * N);
+    for (int i = 0; i < steps; i++) {
         const uint8_t* block = tile + (size_t)(i / STEPS) * Fm::BYTES;
-        const uint8_t* step = block + Fm::HEAD + Fm::STEP * (i % STEPS);
-        uint8_t* codes = p.codes + (size_t)i * N * 32 * TILE_ROWS;
-        unrolled<8>([&](auto g) INLINE_LAMBDA {
-            constexpr int G = decltype(g)::value;
-            Codes c[N];
-            Fm::template codes<G>(step, c);
-            for (int n = 0; n < N; n++) store_codes(codes + 64 * (8 * n + G), c[n]);
-        });
-        for (int n = 0; n < N * PARTS; n++) {
-            const size_t at = (size_t)TILE_ROWS * ((size_t)i * N * PARTS + n);
-            store_f(p.scale + at, Fm::scale(block, step, n));
-            if (Fm::MIN) store_f(p.min + at, Fm::low(block, step, n));
-        }
+        expand_step<Fm, N>(block, block + Fm::HEAD + Fm::STEP * (i % STEPS), N * i, p);
+    }
+    if constexpr (Fm::BLOCK == 64) {
+        const uint8_t* last = tile + (size_t)steps * Fm::BYTES;
+        if (k % 64) expand_step<LastQ4_0, 1>(last, last, 2 * steps, p);
     }
 }
 
