@@ -161,3 +161,11 @@ def test_a_closed_stdin_is_no_input(phial, tiny) -> None:
     command = f"{sys.executable} -m phial run once -m {tiny} --max-tokens 3 --seed 7 <&-"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout
+
+
+@pytest.mark.parametrize("command", [["run", "once", *FEW], ["chat"]], ids=["run", "chat"])
+def test_the_way_to_switch_rope_factors_reaches_the_engine(invoke, tiny, command) -> None:
+    done = invoke(*command, "-m", tiny, "--rope-switch", "rerotate", stdin="")
+    assert done.status == 0 and "rope_switch='rerotate' has no effect: the model has one set" in done.err
+    done = invoke(*command, "-m", tiny, "--rope-switch", "yarn", stdin="")
+    assert (done.status, done.err) == (2, "error: rope_switch is 'yarn'\nhint: use one of: reprefill, rerotate\n")

@@ -38,6 +38,7 @@ def chat(
     threads: options.Threads = None,
     cache_type: options.CacheType = "f16",
     lora: options.Lora = None,
+    rope_switch: options.RopeSwitch = "reprefill",
     *,
     sampling: dict[str, Any],
 ) -> None:
@@ -49,7 +50,7 @@ def chat(
     params = SamplingParams(**sampling)
     conversation = Conversation(None if system is None else stdin.valid(system, "system message"))
     read = editor.reader(hub.home() / "chat_history")
-    with loading.engine(model, threads, cache_type) as engine:
+    with loading.engine(model, threads, cache_type, rope_switch=rope_switch) as engine:
         n_ctx = loading.context_size(engine.config, ctx)
         adapters = loading.adapters(engine, lora)
         speaker = Speaker(engine, n_ctx, params, max_tokens=max_tokens, template=template, adapters=adapters)

@@ -27,7 +27,13 @@ def model_file(model: str) -> Path:
 
 
 def engine(
-    model: str, threads: int | None, cache_type: str, kernels: str | None = None, *, keep_prefixes: bool = True
+    model: str,
+    threads: int | None,
+    cache_type: str,
+    kernels: str | None = None,
+    *,
+    keep_prefixes: bool = True,
+    rope_switch: str = "reprefill",
 ) -> Engine:
     """Opens the model; a terminal sees that it is loading, for as long as that lasts.
 
@@ -42,7 +48,14 @@ def engine(
     if shown:
         print(f"loading {path.name} …", end="", file=sys.stderr, flush=True)
     try:
-        return Engine.open(path, n_threads=threads, cache_type=cache_type, kernels=kernels, prefix_bytes=prefix_bytes)
+        return Engine.open(
+            path,
+            n_threads=threads,
+            cache_type=cache_type,
+            kernels=kernels,
+            prefix_bytes=prefix_bytes,
+            rope_switch=rope_switch,
+        )
     finally:
         if shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -39,6 +39,14 @@ Lora = Annotated[
         "--lora", metavar="PATH[:SCALE]", help="Add a LoRA adapter, a PEFT folder or a GGUF file; repeatable."
     ),
 ]
+RopeSwitch = Annotated[
+    str,
+    typer.Option(
+        "--rope-switch",
+        metavar="HOW",
+        help="When a text passes LongRoPE's original context: reprefill is exact, rerotate fast.",
+    ),
+]
 MaxTokens = Annotated[
     int | None,
     typer.Option(

@@ -32,6 +32,7 @@ def run(
     threads: options.Threads = None,
     cache_type: options.CacheType = "f16",
     lora: options.Lora = None,
+    rope_switch: options.RopeSwitch = "reprefill",
     raw: Annotated[
         bool,
         typer.Option(
@@ -52,7 +53,7 @@ def run(
     text = _question(prompt)
     system = None if system is None else stdin.valid(system, "system message")
     started = time.perf_counter()
-    with loading.engine(model, threads, cache_type) as engine:
+    with loading.engine(model, threads, cache_type, rope_switch=rope_switch) as engine:
         n_ctx = loading.context_size(engine.config, ctx)
         adapters = loading.adapters(engine, lora)
         speaker = Speaker(
