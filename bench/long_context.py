@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,14 +30,16 @@ from make_random_gguf import VOCABULARY, tokenizer_metadata
 from numpy.typing import NDArray
 
 import phial
-from phial.config import PRESETS
+from phial.config import PRESETS, ModelConfig
 from phial.errors import PhialError
 from phial.gguf.blocks import GGMLType
 from phial.gguf.container import write_gguf
 
-SHAPE = PRESETS["phi-3.5-mini"]
-ORIGINAL, HEAD_DIM, HEADS, LAYERS, INNER = SHAPE.rope_original_context, SHAPE.head_dim, 2, 3, 512
-WIDTH = HEADS * HEAD_DIM
+PHI35 = PRESETS["phi-3.5-mini"]
+ORIGINAL, HEADS = PHI35.rope_original_context, 2
+SHAPE = replace(
+    PHI35, n_vocab=VOCABULARY, n_embd=HEADS * PHI35.head_dim, n_head=HEADS, n_head_kv=HEADS, n_layer=3, n_ff=512
+)
 SHARPNESS = 3.0  # standard deviation of attention scores: a handful of keys take most of the weight
 SPREAD = 2.0  # standard deviation of the logits
 BEGIN, END = "<!-- table: bench/long_context.py -->", "<!-- end of table -->"
@@ -62,63 +64,70 @@ def random_weights(seed: int) -> Weights:
     def matrix(rows: int, columns: int, gain: float = 1.0) -> NDArray[np.float32]:
         return (rng.standard_normal((rows, columns)) * gain / np.sqrt(columns)).astype(np.float32)
 
-    ones = np.ones(WIDTH, np.float32)
-    weights = {"token_embd": matrix(VOCABULARY, WIDTH, gain=WIDTH**0.5)}
-    for i in range(LAYERS):
-        qkv = matrix(3 * WIDTH, WIDTH)
-        qkv[: 2 * WIDTH] *= SHARPNESS**0.5 / SHAPE.rope_attn_factor
-        weights |= {f"blk.{i}.attn_norm": ones, f"blk.{i}.attn_qkv": qkv, f"blk.{i}.attn_output": matrix(WIDTH, WIDTH)}
-        weights |= {f"blk.{i}.ffn_norm": ones, f"blk.{i}.ffn_up": matrix(2 * INNER, WIDTH)}
-        weights[f"blk.{i}.ffn_down"] = matrix(WIDTH, INNER)
-    return weights | {"output_norm": ones, "output": matrix(VOCABULARY, WIDTH, gain=SPREAD)}
+    width, inner = SHAPE.n_embd, SHAPE.n_ff
+    ones = np.ones(width, np.float32)
+    weights = {"token_embd": matrix(VOCABULARY, width, gain=width**0.5)}
+    for i in range(SHAPE.n_layer):
+        qkv = matrix(3 * width, width)
+        qkv[: 2 * width] *= SHARPNESS**0.5 / SHAPE.rope_attn_factor
+        weights |= {f"blk.{i}.attn_norm": ones, f"blk.{i}.attn_qkv": qkv, f"blk.{i}.attn_output": matrix(width, width)}
+        weights |= {f"blk.{i}.ffn_norm": ones, f"blk.{i}.ffn_up": matrix(2 * inner, width)}
+        weights[f"blk.{i}.ffn_down"] = matrix(width, inner)
+    return weights | {"output_norm": ones, "output": matrix(VOCABULARY, width, gain=SPREAD)}
 
 
-def write_model(path: Path, weights: Weights) -> None:
+def write_model(path: Path, config: ModelConfig, weights: Weights, tokenizer: dict[str, Any]) -> None:
     """The model as a GGUF file with the keys and tensors a converted Phi-3.5-mini has."""
-    assert SHAPE.rope_short_factors and SHAPE.rope_long_factors
+    assert config.rope_short_factors and config.rope_long_factors
     arrays = {f"{name}.weight": values for name, values in weights.items()}
-    arrays["rope_factors_short.weight"] = np.array(SHAPE.rope_short_factors, np.float32)
-    arrays["rope_factors_long.weight"] = np.array(SHAPE.rope_long_factors, np.float32)
+    arrays["rope_factors_short.weight"] = np.array(config.rope_short_factors, np.float32)
+    arrays["rope_factors_long.weight"] = np.array(config.rope_long_factors, np.float32)
     metadata = {
         "general.architecture": "phi3",
-        "general.name": "random LongRoPE weights",  # "phi-3" here has llama.cpp look for its special tokens
-        "phi3.context_length": SHAPE.n_ctx_train,
-        "phi3.rope.scaling.original_context_length": ORIGINAL,
-        "phi3.rope.scaling.attn_factor": float(SHAPE.rope_attn_factor),
-        "phi3.embedding_length": WIDTH,
-        "phi3.feed_forward_length": INNER,
-        "phi3.block_count": LAYERS,
-        "phi3.attention.head_count": HEADS,
-        "phi3.attention.head_count_kv": HEADS,
-        "phi3.attention.layer_norm_rms_epsilon": SHAPE.rms_norm_eps,
-        "phi3.rope.dimension_count": HEAD_DIM,
-        "phi3.rope.freq_base": SHAPE.rope_theta,
-        **tokenizer_metadata(None),
+        "general.name": "LongRoPE benchmark",  # "phi-3" here has llama.cpp look for its special tokens
+        "phi3.context_length": config.n_ctx_train,
+        "phi3.rope.scaling.original_context_length": config.rope_original_context,
+        "phi3.rope.scaling.attn_factor": float(config.rope_attn_factor),
+        "phi3.embedding_length": config.n_embd,
+        "phi3.feed_forward_length": config.n_ff,
+        "phi3.block_count": config.n_layer,
+        "phi3.attention.head_count": config.n_head,
+        "phi3.attention.head_count_kv": config.n_head_kv,
+        "phi3.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "phi3.rope.dimension_count": config.rope_dim,
+        "phi3.rope.freq_base": config.rope_theta,
+        **tokenizer,
     }
     tensors = [(name, a.shape, GGMLType.F32, a.reshape(-1).view(np.uint8)) for name, a in arrays.items()]
     write_gguf(path, metadata, tensors)
 
 
-def transformers_model(weights: Weights, *, exchanged: bool) -> Any:
+def transformers_model(config: ModelConfig, weights: Weights, *, exchanged: bool) -> Any:
     """The same model in transformers; exchanged: short and long factors in each other's place."""
-    factors = [list(SHAPE.rope_short_factors or ()), list(SHAPE.rope_long_factors or ())]
+    factors = [list(config.rope_short_factors or ()), list(config.rope_long_factors or ())]
     short, long = reversed(factors) if exchanged else factors
-    rope = {"rope_type": "longrope", "rope_theta": SHAPE.rope_theta, "factor": SHAPE.n_ctx_train / ORIGINAL}
+    stretch = config.n_ctx_train / config.rope_original_context
+    rope = {"rope_type": "longrope", "rope_theta": config.rope_theta, "factor": stretch}
     rope |= {"short_factor": short, "long_factor": long}
-    config = transformers.Phi3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=INNER,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        max_position_embeddings=SHAPE.n_ctx_train,
-        original_max_position_embeddings=ORIGINAL,
-        rms_norm_eps=SHAPE.rms_norm_eps,
+    theirs = transformers.Phi3Config(
+        vocab_size=config.n_vocab,
+        hidden_size=config.n_embd,
+        intermediate_size=config.n_ff,
+        num_hidden_layers=config.n_layer,
+        num_attention_heads=config.n_head,
+        num_key_value_heads=config.n_head_kv,
+        max_position_embeddings=config.n_ctx_train,
+        original_max_position_embeddings=config.rope_original_context,
+        rms_norm_eps=config.rms_norm_eps,
         rope_parameters=rope,
+        tie_word_embeddings=config.tie_embeddings,
+        bos_token_id=None,
+        eos_token_id=None,
         pad_token_id=None,
     )
-    model = transformers.Phi3ForCausalLM(config).eval()
-    model.load_state_dict({their_name(name): torch.from_numpy(values) for name, values in weights.items()})
+    model = transformers.Phi3ForCausalLM(theirs).eval()
+    arrays = weights | ({"output": weights["token_embd"]} if config.tie_embeddings else {})
+    model.load_state_dict({their_name(name): torch.from_numpy(values) for name, values in arrays.items()})
     return model
 
 
@@ -167,12 +176,12 @@ def mean_divergence(expected: list[Logits], got: list[Logits]) -> float:
 def compare(options: argparse.Namespace, path: Path, engines: list[str]) -> Iterator[Measured]:
     """Measure every length in every context it fits into; `engines` receives what ran."""
     weights = random_weights(options.seed)
-    write_model(path, weights)
+    write_model(path, SHAPE, weights, tokenizer_metadata(None))
     rng = np.random.default_rng(options.seed + 1)
     prompts: dict[int, Prompts] = {
         n: [rng.integers(259, VOCABULARY, n).astype(np.int32) for _ in range(options.prompts)] for n in options.lengths
     }
-    right, exchanged = (transformers_model(weights, exchanged=value) for value in (False, True))
+    right, exchanged = (transformers_model(SHAPE, weights, exchanged=value) for value in (False, True))
     expected = {n: [last_logits(right, prompt) for prompt in prompts[n]] for n in prompts}
     other = {
         n: mean_divergence(expected[n], [last_logits(exchanged, prompt) for prompt in prompts[n]]) for n in prompts

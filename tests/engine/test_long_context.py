@@ -38,6 +38,7 @@ GREEDY = SamplingParams(temperature=0)
 no_core = pytest.mark.skipif(not native_backend.is_available(), reason="the compiled core is not built")
 CASES = [
     pytest.param(("native", GGMLType.F32, SMALL), id="native-F32-64", marks=no_core),
+    pytest.param(("native", GGMLType.F32, SMALL, 0.75), id="native-F32-64-partial", marks=no_core),  # phi-4-mini's kind
     pytest.param(("native", GGMLType.F16, SMALL), id="native-F16-64", marks=no_core),
     pytest.param(("reference", GGMLType.F32, SMALL), id="reference-F32-64"),
     pytest.param(("native", GGMLType.F32, PHI3), id="native-F32-4096", marks=[no_core, pytest.mark.slow]),
@@ -68,15 +69,13 @@ class Case:
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    backend, kind, original = request.param
-    return make(tmp_path_factory.mktemp("model"), backend, kind, original)
+    return make(tmp_path_factory.mktemp("model"), *request.param)
 
 
-def make(folder: Path, backend: str, kind: GGMLType, original: int) -> Case:
+def make(folder: Path, backend: str, kind: GGMLType, original: int, partial_rotary: float = 1.0) -> Case:
     shape = {"n_embd": 256, "n_ff": 512, "n_head": 4, "n_head_kv": 2}
-    path, model = tiny_models.tiny_phi3(
-        folder, type=kind, long_rope=True, context=131072, original_context=original, **shape
-    )
+    rope = {"long_rope": True, "context": 131072, "original_context": original, "partial_rotary": partial_rotary}
+    path, model = tiny_models.tiny_phi3(folder, type=kind, **rope, **shape)
     model.set_attn_implementation("sdpa")  # never holds all scores at once
     return Case(backend, original, path, model)
 

@@ -177,10 +177,13 @@ def test_results_do_not_depend_on_how_a_prompt_is_cut_into_steps(
     np.testing.assert_array_equal(logits(model, tokens, cache_type=cache_type), whole)
 
 
+@pytest.mark.parametrize("cache_type", ["f16", "bf16", "q8_0"])
 @pytest.mark.parametrize("length", [63, 64, 65])
-def test_token_by_token_equals_one_prefill_around_the_original_context(model: Path, length: int) -> None:
+def test_token_by_token_equals_one_prefill_around_the_original_context(
+    model: Path, length: int, cache_type: str
+) -> None:
     tokens = tokens_of(length)
-    with Engine.open(model) as engine:
+    with Engine.open(model, cache_type=cache_type) as engine:
         whole, session = engine.session(128).eval(tokens), engine.session(128)
         for token in tokens:
             last = session.eval([token])

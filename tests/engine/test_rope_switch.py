@@ -2,7 +2,7 @@
 
 The books are tested over the toy backend, whose pages count how often they were turned; the numbers over small random
 models. There keys of the first layer are as good as computed ones; deeper ones are not, which is the price of the
-switch. Its size in a model is bench/long_context.py's to say.
+switch. Its size in a model is bench/rope_switch.py's to say.
 """
 
 from __future__ import annotations
