@@ -193,7 +193,7 @@ def phi35_shaped(path: Path) -> None:
 
 
 def speed(options: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Processor seconds of the call with token 4097 by either way, of going back, and of a token that crosses nothing."""
+    """Processor seconds of the call with token 4097 by either way, of going back, and of a plain token."""
     path = folder / "shape.gguf"
     phi35_shaped(path)
     tokens = np.random.default_rng(1).integers(259, 32000, ORIGINAL + 2).tolist()
