@@ -57,6 +57,8 @@ struct Kernels {
     void (*expand)(Type type, const uint8_t* tile, int k, Panel& panel);
     // out (tokens, 32) = two panels against `tokens` activations; b may equal a.
     void (*panels)(const Panel& a, const Panel& b, const Activations& x, int t0, int tokens, float* out);
+    // The same from two packed tiles of a quantised type: for few tokens. nullptr where registers are too few for it.
+    void (*tiles)(Type type, const uint8_t* a, const uint8_t* b, const Activations& x, int t0, int tokens, float* out);
 
     void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* y);
     void (*silu_mul)(const float* gate, const float* up, int n, float* y);       // y = up * silu(gate)

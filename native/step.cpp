@@ -11,6 +11,7 @@ namespace phial {
 namespace {
 
 constexpr int PHASES_PER_LAYER = 20, LOCAL_TOKENS = 2, MIN_TOKEN_BLOCK = 48;
+constexpr int FEW_TOKENS = 32;  // up to here a tile is read as it is packed: unpacking costs as much as four tokens
 constexpr auto ASK_EVERY = std::chrono::milliseconds(50);
 
 template <class T> void grow(std::vector<T>& v, size_t n) {
@@ -229,7 +230,7 @@ void Step::collect(const Worker& w, int layer, Input input, const Activations& a
 
 void Step::matmul(Worker& w, const Job* jobs, int n_jobs, const Activations& a, int tokens) {
     lora_inputs(w, jobs, n_jobs, a, tokens);
-    const bool few = tokens <= GEMV_TOKENS;
+    const bool few = tokens <= (k_.tiles ? 2 : GEMV_TOKENS);
     int tiles[3] = {}, total = 0;
     for (int j = 0; j < n_jobs; j++) {
         const int n = jobs[j].a->tiles();
@@ -238,13 +239,13 @@ void Step::matmul(Worker& w, const Job* jobs, int n_jobs, const Activations& a, 
     // Few tiles for many threads: split the tokens too.
     int blocks = few ? 1 : std::max(1, std::min((4 * threads_ + total - 1) / total, tokens / MIN_TOKEN_BLOCK));
     const int per_block = (tokens + blocks - 1) / blocks;
-    for (int i, end; few ? claim_part(w, total, i, end) : claim(w, total * blocks, 1, i, end);)
+    for (int i, end; tokens <= FEW_TOKENS ? claim_part(w, total * blocks, i, end) : claim(w, total * blocks, 1, i, end);)
         for (; i < end; i++) {
             int tile = i % total, j = 0;
             while (tile >= tiles[j]) tile -= tiles[j++];
             const int begin = (i / total) * per_block;
             if (few) tile_gemv(w, jobs[j], tile, a, tokens);
-            else tile_panels(w, jobs[j], tile, a, begin, std::min(begin + per_block, tokens));
+            else tile_pair(w, jobs[j], tile, a, begin, std::min(begin + per_block, tokens));
         }
 }
 
@@ -274,21 +275,26 @@ void Step::tile_gemv(const Worker& w, const Job& job, int tile, const Activation
     for (int t = 0; t < tokens; t++) finish_tile(job, tile, t, out + TILE_ROWS * t);
 }
 
-void Step::tile_panels(Worker& w, const Job& job, int pair, const Activations& a, int begin, int end) {
+void Step::tile_pair(Worker& w, const Job& job, int pair, const Activations& a, int begin, int end) {
     const bool swiglu = job.mode == Mode::SWIGLU;
     const int first = swiglu ? pair : 2 * pair, second = swiglu ? pair : first + 1;
     const bool alone = !swiglu && second >= job.a->tiles();
-    k_.expand(job.a->type, job.a->tile(first), a.k, w.panel[0]);
-    if (!alone) {
-        const Matrix& other = swiglu ? *job.b : *job.a;
-        k_.expand(other.type, other.tile(second), a.k, w.panel[1]);
+    const Matrix &a_matrix = *job.a, &b_matrix = swiglu ? *job.b : *job.a;
+    const uint8_t *a_tile = a_matrix.tile(first), *b_tile = alone ? a_tile : b_matrix.tile(second);
+    const bool packed = k_.tiles && end - begin <= FEW_TOKENS && a_matrix.type == b_matrix.type && !is_float(a_matrix.type);
+    if (!packed) {
+        k_.expand(a_matrix.type, a_tile, a.k, w.panel[0]);
+        if (!alone) k_.expand(b_matrix.type, b_tile, a.k, w.panel[1]);
     }
     float out[16 * 2 * TILE_ROWS];
-    for (int t0 = begin; t0 < end; t0 += k_.panel_tokens) {
-        const int n = std::min(k_.panel_tokens, end - t0);
-        k_.panels(w.panel[0], w.panel[alone ? 0 : 1], a, t0, n, out);
-        add_lora(w, *job.a, first, t0, n, out, 2 * TILE_ROWS);
-        if (!alone) add_lora(w, swiglu ? *job.b : *job.a, second, t0, n, out + TILE_ROWS, 2 * TILE_ROWS);
+    const int steps = (end - begin + k_.panel_tokens - 1) / k_.panel_tokens;
+    const int most = packed ? (end - begin + steps - 1) / steps : k_.panel_tokens;  // few tokens go in equal parts
+    for (int t0 = begin; t0 < end; t0 += most) {
+        const int n = std::min(most, end - t0);
+        if (packed) k_.tiles(a_matrix.type, a_tile, b_tile, a, t0, n, out);
+        else k_.panels(w.panel[0], w.panel[alone ? 0 : 1], a, t0, n, out);
+        add_lora(w, a_matrix, first, t0, n, out, 2 * TILE_ROWS);
+        if (!alone) add_lora(w, b_matrix, second, t0, n, out + TILE_ROWS, 2 * TILE_ROWS);
         for (int t = 0; t < n; t++) {
             float* row = out + 2 * TILE_ROWS * t;
             if (swiglu) k_.silu_mul(row, row + TILE_ROWS, TILE_ROWS, row);

@@ -76,7 +76,7 @@ class Step {
     Activations activate(Worker& w, const float* x, int tokens, int k, const float* norm, bool quantise);
     void matmul(Worker& w, const Job* jobs, int n_jobs, const Activations& a, int tokens);
     void tile_gemv(const Worker& w, const Job& job, int tile, const Activations& a, int tokens);
-    void tile_panels(Worker& w, const Job& job, int pair, const Activations& a, int begin, int end);
+    void tile_pair(Worker& w, const Job& job, int pair, const Activations& a, int begin, int end);
     void finish_tile(const Job& job, int tile, int token, const float* tile_out) const;
     void rope_and_store(Worker& w, int layer);
     void attention(Worker& w, int layer);

@@ -332,9 +332,96 @@ static void panels(const Panel& a, const Panel& b, const Activations& x, int t0,
     panel_tokens<1>(second, x, t0, tokens, out, 16);
 }
 
+// ---- two packed tiles against a few tokens: checking a draft ---------------------------------------------------------
+
+// f[r][t] += sub-block n of a step, which is block j of the rows: as panel_quantised, from the packed codes.
+template <class Fm, int N, int n, int R, int T>
+INLINE static void tiles_sub(const uint8_t* const (&block)[R], const uint8_t* const (&step)[R], const Row& a, int k,
+                             int j, Floats (&f)[R][T]) {
+    constexpr int PARTS = 32 / Fm::SUB, GROUPS = 8 / PARTS;
+    const int nb = k / 32;
+    unrolled<PARTS>([&](auto part) INLINE_LAMBDA {
+        constexpr int H = decltype(part)::value;
+        Ints x[R][T];
+        for (int t = 0; t < T; t++) {
+            const int32_t* s = a.isum16 + (size_t)t * 2 * nb + 2 * j;
+            const Ints start = Fm::OFFSET ? set1_i(-Fm::OFFSET * (PARTS == 2 ? s[H] : s[0] + s[1])) : zero_i();
+            for (int r = 0; r < R; r++) x[r][t] = start;
+        }
+        unrolled<GROUPS>([&](auto g) INLINE_LAMBDA {
+            constexpr int G = GROUPS * H + decltype(g)::value;
+            Codes c[R][N];
+            for (int r = 0; r < R; r++) Fm::template codes<G>(step[r], c[r]);
+            for (int t = 0; t < T; t++) {
+                const Inputs in = broadcast4(a.q + (size_t)t * k + 32 * j + 4 * G);
+                for (int r = 0; r < R; r++)
+                    x[r][t] = Fm::WIDE ? dot_wide(x[r][t], c[r][n], in) : dot(x[r][t], c[r][n], in);
+            }
+        });
+        for (int r = 0; r < R; r++) {
+            const Floats scale = Fm::scale(block[r], step[r], PARTS * n + H);
+            for (int t = 0; t < T; t++)
+                f[r][t] = fma(to_float(x[r][t]), mul(scale, set1(a.d[(size_t)t * nb + j])), f[r][t]);
+            if constexpr (Fm::MIN) {
+                const Floats low = Fm::low(block[r], step[r], PARTS * n + H);
+                for (int t = 0; t < T; t++) {
+                    const size_t at = (size_t)t * nb + j;
+                    f[r][t] = fma(low, set1(PARTS == 2 ? a.d[at] * (float)a.isum16[2 * at + H] : a.sum[at]), f[r][t]);
+                }
+            }
+        }
+    });
+}
+
+template <Type TYPE, int R, int T>
+static void tiles_quantised(const uint8_t* const (&tile)[R], const Activations& a, int t0, float* out) {
+    using Fm = Format<TYPE>;
+    constexpr int N = Fm::BLOCK == 32 ? 1 : 2, STEPS = Fm::BLOCK / (32 * N);
+    const Row rows = row_of(a, t0);
+    const int blocks = a.k / Fm::BLOCK;
+    Floats f[R][T];
+    for (int r = 0; r < R; r++)
+        for (int t = 0; t < T; t++) f[r][t] = zero_f();
+    const uint8_t *block[R], *step[R];
+    for (int b = 0; b < blocks; b++)
+        for (int s = 0; s < STEPS; s++) {
+            for (int r = 0; r < R; r++) {
+                block[r] = tile[r] + (size_t)b * Fm::BYTES;
+                step[r] = block[r] + Fm::HEAD + Fm::STEP * s;
+            }
+            unrolled<N>([&](auto n) INLINE_LAMBDA {
+                constexpr int SUB = decltype(n)::value;
+                tiles_sub<Fm, N, SUB, R, T>(block, step, rows, a.k, N * (b * STEPS + s) + SUB, f);
+            });
+        }
+    if constexpr (Fm::BLOCK == 64) {
+        for (int r = 0; r < R; r++) block[r] = tile[r] + (size_t)blocks * Fm::BYTES;
+        if (a.k % 64) tiles_sub<LastQ4_0, 1, 0, R, T>(block, block, rows, a.k, 2 * blocks, f);
+    }
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < R; r++) store_f(out + 32 * t + 16 * r, f[r][t]);
+}
+
+template <Type TYPE, int T = PANEL_TOKENS>
+static void tiles_tokens(const uint8_t* const (&tile)[2], const Activations& a, int t0, int tokens, float* out) {
+    if constexpr (T > 1) {
+        if (tokens < T) return tiles_tokens<TYPE, T - 1>(tile, a, t0, tokens, out);
+    }
+    tiles_quantised<TYPE, 2, T>(tile, a, t0, out);
+}
+
+static void tiles(Type type, const uint8_t* a, const uint8_t* b, const Activations& x, int t0, int tokens, float* out) {
+    const uint8_t* const both[2] = {a, b};
+    with_type(type, [&](auto tag) INLINE_LAMBDA {
+        constexpr Type T = decltype(tag)::value;
+        if constexpr (T != Type::F32 && T != Type::F16 && T != Type::BF16)
+            tiles_tokens<T>(both, x, t0, tokens, out);
+    });
+}
+
 #include "vector.h"
 
 static const Kernels table = {
-    KERNELS_NAME, PANEL_TOKENS, quantize, gemv, expand, panels, rms_norm, silu_mul, rotate_half, softmax,
+    KERNELS_NAME, PANEL_TOKENS, quantize, gemv, expand, panels, PANEL_PAIR ? tiles : nullptr, rms_norm, silu_mul, rotate_half, softmax,
     values_16<Type::F16>, values_16<Type::BF16>, values_q8, scale_add, to_16<Type::F16>, to_16<Type::BF16>, read_lines,
 };

@@ -201,6 +201,23 @@ void check_product(const Kernels& set, Type type, int k) {
     }
 }
 
+// Two packed tiles at once give what each gives alone.
+void check_tiles(const Kernels& set, Type type, int k) {
+    if (!set.tiles || is_float(type)) return;
+    const Matrix m[2] = {random_tile(type, k), random_tile(type, k)};
+    const Inputs in = quantise(set, random_floats((size_t)TOKENS * k), k);
+    const Activations a = in.view();
+    const Floats alone[2] = {gemv(set, type, m[0].tile(0), a, 1), gemv(set, type, m[1].tile(0), a, 1)};
+    for (int group = 1; group <= set.panel_tokens; group++)
+        for (int t = 0; t < TOKENS; t += group) {
+            const int n = std::min(group, TOKENS - t);
+            Floats out((size_t)n * 32);
+            set.tiles(type, m[0].tile(0), m[1].tile(0), a, t, n, out.data());
+            for (int i = 0; i < n * 32; i++)
+                expect(out[(size_t)i] == alone[i / 16 % 2][(size_t)(t + i / 32) * 16 + i % 16], "two tiles", type);
+        }
+}
+
 // Two panels at once give what each gives alone, whether they are of one kind or not.
 void check_pair(const Kernels& set, Type type, Type other, int k) {
     const Matrix m[2] = {random_tile(type, k), random_tile(other, k)};
@@ -375,7 +392,10 @@ void check_values(const Kernels& set) {
 void check_set(const Kernels& set) {
     for (size_t i = 0; i < std::size(TYPES); i++) {
         const int block = std::max(block_size(TYPES[i]).elements, 32);
-        for (int blocks : {1, 3}) check_product(set, TYPES[i], blocks * block);
+        for (int blocks : {1, 2, 3}) {
+            check_product(set, TYPES[i], blocks * block);
+            check_tiles(set, TYPES[i], blocks * block);
+        }
         check_pair(set, TYPES[i], TYPES[i], 512);
         check_pair(set, TYPES[i], TYPES[(i + 1) % std::size(TYPES)], 512);
     }
