@@ -48,14 +48,14 @@ class SessionMachine(RuleBasedStateMachine):
     which = st.integers(0, 2)
     ids = st.lists(st.integers(0, 2), min_size=1, max_size=20)
 
-    @rule(which=which, new=ids, everything=st.booleans())
-    def evaluate(self, which: int, new: list[int], everything: bool) -> None:
+    @rule(which=which, new=ids | ids.map(lambda ids: ids[:1]), everything=st.booleans(), drafts=ids | st.just([]))
+    def evaluate(self, which: int, new: list[int], everything: bool, drafts: list[int]) -> None:
         session, tokens = self.sessions[which], self.tokens[which]
         if len(tokens) + len(new) > 40:
             with pytest.raises(ContextLimitError):
                 session.eval(new)
             return
-        logits = session.eval(new, all_logits=everything)
+        logits = session.eval(new, all_logits=everything, drafts=drafts)
         tokens += new
         long = len(tokens) > ORIGINAL_CONTEXT
         rows = [logits_of(tokens[: len(tokens) - len(new) + i + 1], long) for i in range(len(new))]

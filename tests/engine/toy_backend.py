@@ -64,7 +64,7 @@ def logits_of(tokens: Sequence[int], long: bool, width: int = N_VOCAB) -> np.nda
 class ToyBackend:
     """Counts the tokens it ran; raises `fail_with` before the step in which its countdown ends."""
 
-    name, kernel_set = "toy", "none"
+    name, kernel_set, batch_invariant = "toy", "none", True
 
     def __init__(self) -> None:
         self.store = ToyStore()

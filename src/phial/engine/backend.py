@@ -42,7 +42,13 @@ class Step:
 
 
 class Backend(Protocol):
-    """Weights and pages. `forward` may run several sequences in one step and writes their keys into their pages."""
+    """Weights and pages. `forward` may run several sequences in one step and writes their keys into their pages.
+
+    Attributes:
+        batch_invariant: whether a row of the result is the same bits whatever is computed along with it.
+    """
+
+    batch_invariant: bool
 
     @property
     def name(self) -> str: ...

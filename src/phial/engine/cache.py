@@ -215,10 +215,10 @@ class PrefixCache:
         return keys
 
     def keep(self, table: PageTable, tokens: Sequence[int]) -> None:
-        """Remember the table's full pages if exact; tokens are the ids of (at least) its filled positions."""
+        """Remember the table's full pages if exact; tokens are the ids of its filled positions, as far as known."""
         if not table.exact:
             return
-        n = min(table.n_tokens // self._pool.page_tokens, self.max_pages)
+        n = min(min(table.n_tokens, len(tokens)) // self._pool.page_tokens, self.max_pages)
         keys = self._keys(tokens, n, table.long, table.adapters)
         for key, page in zip(reversed(keys), reversed(table.pages[:n]), strict=True):  # the first is the last to go
             if key not in self._pages:

@@ -27,6 +27,7 @@ from phial.engine.memory import MemoryEstimate, available_memory, estimate_for, 
 from phial.engine.model_file import model_fingerprint, read_config
 from phial.engine.rope_switch import check_rope_switch
 from phial.engine.session import Session
+from phial.engine.speculation import PassCosts
 from phial.engine.state import Identity
 from phial.errors import ArgumentError, PhialError
 from phial.gguf.container import GGUFFile, read_gguf
@@ -49,6 +50,8 @@ class Engine:
         rope_switch: how sequences switch LongRoPE's factor set; see rope_switch.py.
         adapters: what load_adapter has loaded.
         backend_name: "native" or "reference".
+        batch_invariant: whether logits are the same bits whatever is computed along with them.
+        pass_costs: what passes of several tokens have cost.
         lock: held by sessions while they touch pages or run a step.
     """
 
@@ -68,6 +71,8 @@ class Engine:
         self.metadata, self.path = metadata, path
         self.backend_name = backend.name
         self.rope_switch = rope_switch
+        self.batch_invariant = backend.batch_invariant
+        self.pass_costs = PassCosts()
         self.lock = threading.RLock()
         self.adapters: list[LoadedAdapter] = []
         self._backend: Backend | None = backend

@@ -44,6 +44,7 @@ class NativeBackend:
     """Packed weights and cache pages in the core's memory."""
 
     name = "native"
+    batch_invariant = True
 
     def __init__(
         self,

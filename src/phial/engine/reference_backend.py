@@ -99,6 +99,7 @@ class ReferenceBackend:
 
     name = "reference"
     kernel_set = "numpy"
+    batch_invariant = False  # numpy multiplies one row and several by different routines
 
     def __init__(self, path: Path, config: ModelConfig, cache_type: str) -> None:
         self._file = read_gguf(path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from operator import eq
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from phial.engine.backend import Step, Want
 from phial.engine.cache import PageTable
 from phial.engine.rope_switch import rerotate
 from phial.engine.sampling import Sampler, SamplingParams
+from phial.engine.speculation import Drafter, Speculate, Speculation, speculation_for
 from phial.errors import ArgumentError, ContextLimitError, PhialError
 
 if TYPE_CHECKING:
@@ -31,6 +33,14 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 512  # tokens per forward step: bounds the work memory and the steps of `progress`
 
 Progress = Callable[[int, int], None]  # called after each step with (tokens done, tokens to do)
+
+
+@dataclass
+class _Foresight:
+    """Drafts that were evaluated behind the session's tokens: which, and the logits after each, (drafts, n_vocab)."""
+
+    tokens: list[int]
+    logits: NDArray[np.float32]
 
 
 class Session:
@@ -42,13 +52,17 @@ class Session:
     Attributes:
         engine: what it runs on.
         n_ctx: how many tokens it may hold.
+        speculation: that of the last generate(), None where it had none.
     """
 
     def __init__(self, engine: Engine, n_ctx: int, adapters: Mix = NO_ADAPTERS) -> None:
         self.engine = engine
         self.n_ctx = n_ctx
         self._tokens: list[int] = []
-        # Invariant between calls: the table holds the keys of a prefix of _tokens, all of its one factor set and mix.
+        # Invariant between calls: the table holds the keys of a prefix of _tokens, all of its one factor set and mix;
+        # while something is foreseen, of all of them and of what is.
+        self._foreseen: _Foresight | None = None
+        self.speculation: Speculation | None = None
         self._pages: PageTable | None = PageTable(engine.pool, n_ctx)
         self._pages.adapters = adapters
         self._finalizer = weakref.finalize(self, engine.pool.abandoned.append, (self._pages, self._tokens))
@@ -69,10 +83,28 @@ class Session:
             raise PhialError("the session is closed", "open another with engine.session(n_ctx)")
         return self._pages
 
+    @property
+    def n_foreseen(self) -> int:
+        """How many drafts are evaluated behind the tokens."""
+        return 0 if self._foreseen is None else len(self._foreseen.tokens)
+
+    def foresees(self, token: int) -> bool:
+        """Whether eval([token]) has its answer already."""
+        return self._foreseen is not None and self._foreseen.tokens[0] == token
+
     def eval(
-        self, tokens: Sequence[int], *, all_logits: bool = False, progress: Progress | None = None
+        self,
+        tokens: Sequence[int],
+        *,
+        all_logits: bool = False,
+        drafts: Sequence[int] = (),
+        progress: Progress | None = None,
     ) -> NDArray[np.float32]:
         """Append tokens; return the logits of the last one, (n_vocab,), or of all of them, (n, n_vocab).
+
+        drafts: a guess at the tokens of the next calls, evaluated in the same pass. The next call has its answer if it
+        evaluates the first of them alone, and so on; any other call forgets them. They change no result. They are
+        used as far as they stay within the context and the factor set, and behind one token only, not a prompt.
 
         Raises:
             ContextLimitError: the tokens do not fit into the context after those already there.
@@ -80,6 +112,10 @@ class Session:
             KeyboardInterrupt: Ctrl-C; the session is as it was.
         """
         new = self._checked(tokens)
+        if len(new) == 1 and self.foresees(new[0]):
+            logits = self._take_foreseen()
+            return logits if all_logits else logits[0]
+        self._forget_drafts()
         past, total = self.n_past, self.n_past + len(new)
         if total > self.n_ctx:
             raise ContextLimitError(
@@ -89,14 +125,22 @@ class Session:
             )
         rows = len(new) if all_logits else 1
         table = self._table
+        guess = self._usable(drafts, total) if len(drafts) else []
         try:
             self._tokens.extend(new)
             self._choose_factors(table, total - rows)
-            logits = self._run(table, self._tokens, Want.ALL if all_logits else Want.LAST, rows, progress)
+            if table.n_tokens < total - 1:
+                guess = []
+            self._tokens.extend(guess)
+            want = Want.ALL if all_logits or guess else Want.LAST
+            logits = self._run(table, self._tokens, want, rows + len(guess), progress)
         except BaseException:
             self._cut(past)
             raise
-        return logits if all_logits else logits[0]
+        if guess:
+            del self._tokens[total:]
+            self._foreseen = _Foresight(guess, logits[rows:])
+        return logits[:rows] if all_logits else logits[rows - 1]
 
     def hidden(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Return the hidden states after the final norm, (n, n_embd), of these tokens as a text of their own.
@@ -130,6 +174,7 @@ class Session:
             ArgumentError: an adapter that the engine does not hold, or a scale that is no number.
         """
         wanted = self.engine.mix(adapters)
+        self._forget_drafts()
         with self.engine.lock:
             if wanted != self._table.adapters:
                 self._table.cut(0, self._tokens)
@@ -163,11 +208,16 @@ class Session:
         *,
         max_tokens: int | None = None,
         stop_ids: Collection[int] = (),
+        speculate: Speculate = "auto",
+        drafter: Drafter | None = None,
     ) -> Iterator[int]:
         """Yield the ids that follow the prompt, without the stop id that ends them.
 
         What the session has computed of the prompt is reused. max_tokens None, or more than there is room for, goes
         on to the end of the context. Arguments are checked before the first id is asked for.
+
+        speculate: "auto" evaluates guesses at the next tokens along with a token where that has proved faster, a
+        number always so many, "off" none. drafter: who guesses; None: prompt lookup. The ids are the same.
 
         Raises:
             ContextLimitError: the prompt leaves no room for a single token.
@@ -182,12 +232,22 @@ class Session:
                 "shorten the prompt or open a larger context (n_ctx)",
             )
         count = room if max_tokens is None else min(room, max_tokens)
-        return self._generate(prompt, Sampler(params, self.engine.config.n_vocab), count, frozenset(stop_ids))
+        self.speculation = speculation_for(self, speculate, drafter)
+        sampler = Sampler(params, self.engine.config.n_vocab)
+        return self._generate(prompt, sampler, count, frozenset(stop_ids), self.speculation)
 
-    def _generate(self, prompt: list[int], sampler: Sampler, count: int, stop_ids: frozenset[int]) -> Iterator[int]:
+    def _generate(
+        self,
+        prompt: list[int],
+        sampler: Sampler,
+        count: int,
+        stop_ids: frozenset[int],
+        speculation: Speculation | None,
+    ) -> Iterator[int]:
         new = prompt[self.reuse_prefix(prompt) :]
-        for _ in range(count):
-            token = sampler.sample(self.eval(new), self._tokens)
+        for left in range(count, 0, -1):
+            logits = speculation.eval(new, most=left - 1) if speculation else self.eval(new)
+            token = sampler.sample(logits, self._tokens)
             if token in stop_ids:
                 return
             yield token
@@ -195,7 +255,9 @@ class Session:
 
     def save(self) -> bytes:
         """Return the tokens and their keys as bytes that load() reads where model, cache and adapters agree."""
+        self._forget_drafts()
         with self.engine.lock:
+            self._table.cut(self._table.n_tokens, self._tokens)  # a page that only drafts had filled goes
             return state.dump(self.engine.identity, self._tokens, self._table)
 
     def load(self, data: bytes) -> None:
@@ -245,8 +307,33 @@ class Session:
             raise ArgumentError(f"token id {bad} is outside the vocabulary", f"ids run from 0 to {n_vocab - 1}")
         return ids
 
+    def _usable(self, drafts: Sequence[int], total: int) -> list[int]:
+        """The drafts that fit behind `total` tokens into the context and the factor set of those tokens."""
+        config, most = self.engine.config, self.n_ctx - total
+        if config.uses_long(total + most) and not config.uses_long(total):
+            most = min(most, config.rope_original_context - total)
+        return self._checked(drafts)[:most]
+
+    def _take_foreseen(self) -> NDArray[np.float32]:
+        """Make the first draft a token of the session; its logits, (1, n_vocab)."""
+        foreseen = self._foreseen
+        assert foreseen is not None
+        self._tokens.append(foreseen.tokens[0])
+        if len(foreseen.tokens) == 1:
+            self._foreseen = None
+        else:
+            self._foreseen = _Foresight(foreseen.tokens[1:], foreseen.logits[1:])
+        return foreseen.logits[:1]
+
+    def _forget_drafts(self) -> None:
+        """Give up what was foreseen. Pages stay: the next tokens fill them."""
+        if self._foreseen is not None:
+            self._foreseen = None
+            self._table.n_tokens = len(self._tokens)
+
     def _cut(self, n: int) -> None:
         """Keep n tokens, and remember the full pages that go."""
+        self._forget_drafts()
         with self.engine.lock:
             self._table.cut(n, self._tokens)
             del self._tokens[n:]
