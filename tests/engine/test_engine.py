@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from tests.tiny_models import metadata, vocabulary, write_tiny
 
+from phial import threads
 from phial.engine import engine as engine_module
-from phial.engine import native_backend, threads
+from phial.engine import native_backend
 from phial.engine.engine import Engine, memory_estimate
 from phial.engine.model_file import model_fingerprint, read_config
 from phial.engine.sampling import SamplingParams
