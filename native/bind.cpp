@@ -5,10 +5,10 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <chrono>
 #include <cstring>
 
 #include "cpu.h"
+#include "measure.h"
 #include "model.h"
 
 namespace nb = nanobind;
@@ -138,29 +138,17 @@ nb::object matmul(int type, int rows, int columns, const Array<uint8_t>& data, c
     return owned_array(out, (size_t)n, (size_t)rows);
 }
 
-// GB/s of plain reads over 256 MB, all threads together; the best of the passes that fit into the time.
-double read_bandwidth(int n_threads, double seconds) {
-    if (n_threads < 1 || !(seconds > 0 && seconds < 60)) fail("n_threads >= 1 and 0 < seconds < 60");
+template <class F> auto timed(int n_threads, double seconds, F&& measure) {
+    if (n_threads < 1 || n_threads > MAX_THREADS || !(seconds > 0 && seconds < 60)) fail("n_threads >= 1 and 0 < seconds < 60");
     nb::gil_scoped_release release;
-    constexpr size_t BYTES = 256u << 20;
-    Buffer data(BYTES);
-    std::memset(data.data(), 1, BYTES);
-    ThreadPool pool(n_threads);
-    const Kernels& k = current_kernels();
-    using Clock = std::chrono::steady_clock;
-    const auto since = [](Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); };
-    std::atomic<double> sink{0};
-    double best = 0;
-    for (const auto start = Clock::now(); since(start) < seconds;) {
-        const auto begin = Clock::now();
-        std::atomic<size_t> next{0};
-        pool.run(n_threads, [&](int) {
-            constexpr size_t CHUNK = 1 << 20;
-            for (size_t at; (at = next.fetch_add(CHUNK)) < BYTES;) sink = sink + k.read(data.data() + at, CHUNK);
-        });
-        best = std::max(best, (double)BYTES / since(begin) / 1e9);
-    }
-    return best;
+    return measure();
+}
+
+double time_matmul(int type, int rows, int columns, int tokens, int n_threads, double seconds) {
+    const int block = block_size(checked_type(type)).elements;
+    if (is_float((Type)type)) fail("only quantised types are timed");
+    if (rows < 1 || columns < 32 || columns % block || tokens < 1 || tokens > 4096) fail("sizes are out of range");
+    return timed(n_threads, seconds, [&] { return matmul_seconds((Type)type, rows, columns, tokens, n_threads, seconds); });
 }
 
 Cache make_cache(const Model& m, const std::string& type) {
@@ -209,7 +197,12 @@ NB_MODULE(_native, m) {
     m.def("current_kernels", [] { return std::string(current_kernels().name); }, "The kernel set in use.");
     m.def("use_kernels", &use_kernels, "name"_a, "Switches the kernel set; ValueError names the usable ones.");
     m.def("cpu_features", &cpu_features, "Instruction set extensions of this CPU that the kernels know.");
-    m.def("read_bandwidth", &read_bandwidth, "n_threads"_a, "seconds"_a, "Memory read bandwidth in GB/s.");
+    m.def("read_bandwidth", [](int n, double seconds) { return timed(n, seconds, [&] { return read_bandwidth(n, seconds); }); },
+          "n_threads"_a, "seconds"_a, "Memory read bandwidth in GB/s.");
+    m.def("dot_rate", [](int n, double seconds) { return timed(n, seconds, [&] { return dot_rate(n, seconds); }); },
+          "n_threads"_a, "seconds"_a, "int8 dot products in registers, 10^9 operations a second.");
+    m.def("matmul_seconds", &time_matmul, "type"_a, "rows"_a, "columns"_a, "tokens"_a, "n_threads"_a, "seconds"_a,
+          "Best time of a product of packed weights with quantised activations.");
     m.def("matmul", &matmul, "type"_a, "rows"_a, "columns"_a, "data"_a, "x"_a, "panels"_a,
           "x (tokens, columns) times the ggml blocks in data (rows, columns), by gemv or panels: for kernel tests.");
 

@@ -24,6 +24,7 @@ inline bool is_float(Type t) { return t == Type::F32 || t == Type::F16 || t == T
 
 constexpr int TILE_ROWS = 16;   // output rows of a weight tile, keys of a key-cache group
 constexpr int GEMV_TOKENS = 4;  // most tokens one gemv call takes
+constexpr int FEW_TOKENS = 32;  // up to here tiles are read as they are packed: unpacking costs as much as four tokens
 
 // Rows of activations, one per token: float for float weights; int8 in blocks of 32 for quantised ones.
 struct Activations {
@@ -74,6 +75,7 @@ struct Kernels {
     void (*scale_add)(float* y, float a, const float* x, float b, int n);
     void (*to_half)(const float* x, int n, uint16_t* y);
     void (*to_bf16)(const float* x, int n, uint16_t* y);  // both to nearest, ties to even
+    double (*dots)(int n);  // n times as many dot products as fill the registers; returns operations done by one thread
     double (*read)(const void* data, size_t bytes);  // touches every cache line; for measuring read bandwidth
 };
 

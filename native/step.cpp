@@ -11,7 +11,6 @@ namespace phial {
 namespace {
 
 constexpr int PHASES_PER_LAYER = 20, LOCAL_TOKENS = 2, MIN_TOKEN_BLOCK = 48;
-constexpr int FEW_TOKENS = 32;  // up to here a tile is read as it is packed: unpacking costs as much as four tokens
 constexpr auto ASK_EVERY = std::chrono::milliseconds(50);
 
 template <class T> void grow(std::vector<T>& v, size_t n) {
@@ -74,7 +73,7 @@ void StepMemory::reserve(const Shape& s, size_t tokens, size_t sequences) {
     grow(last, sequences * s.n_embd);
     if (tokens > LOCAL_TOKENS) shared.reserve(tokens, widest(s));
     for (int i = 0; i < PHASES_PER_LAYER * (s.n_layer + 1); i++) counters[(size_t)i] = 0;
-    for (Worker& w : workers) w.phase = 0;
+    for (Worker& w : workers) w.phase = 0, w.own_phase = -1;
 }
 
 Step::Step(Model& model, const Cache& cache, const Batch& batch, int n_threads, float* out)
@@ -103,14 +102,24 @@ bool Step::claim(Worker& w, int n, int chunk, int& begin, int& end) {
     return begin < n;
 }
 
-// Claims a part of what is left: large ones at first, single items at the end, so that all threads finish together.
+// Each thread takes a run of its own first, then all share the rest in shrinking parts: memory is read in long runs, and
+// the threads finish together.
 bool Step::claim_part(Worker& w, int n, int& begin, int& end) {
+    const int own = 3 * n / (4 * threads_), shared = own * threads_;
+    if (w.own_phase != w.phase) {
+        w.own_phase = w.phase;
+        begin = own * w.index;
+        end = begin + own;
+        if (own > 0) return true;
+    }
     std::atomic<int>& next = mem_.counters[(size_t)w.phase];
-    begin = next.load(std::memory_order_relaxed);
+    int taken = next.load(std::memory_order_relaxed), part;
     do {
-        if (begin >= n) return false;
-        end = begin + std::max(1, (n - begin) / (2 * threads_));
-    } while (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed));
+        if (shared + taken >= n) return false;
+        part = std::max(1, (n - shared - taken) / (2 * threads_));
+    } while (!next.compare_exchange_weak(taken, taken + part, std::memory_order_relaxed));
+    begin = shared + taken;
+    end = begin + part;
     return true;
 }
 
@@ -230,26 +239,40 @@ void Step::collect(const Worker& w, int layer, Input input, const Activations& a
 
 void Step::matmul(Worker& w, const Job* jobs, int n_jobs, const Activations& a, int tokens) {
     lora_inputs(w, jobs, n_jobs, a, tokens);
-    const bool few = tokens <= (k_.tiles ? 2 : GEMV_TOKENS);
-    int tiles[3] = {}, total = 0;
+    if (tokens <= (k_.tiles ? 2 : GEMV_TOKENS)) return matmul_few(w, jobs, n_jobs, a, tokens);
+    int pairs[3] = {}, total = 0;
     for (int j = 0; j < n_jobs; j++) {
         const int n = jobs[j].a->tiles();
-        total += tiles[j] = few || jobs[j].mode == Mode::SWIGLU ? n : (n + 1) / 2;
+        total += pairs[j] = jobs[j].mode == Mode::SWIGLU ? n : (n + 1) / 2;
     }
     // Few tiles for many threads: split the tokens too.
-    int blocks = few ? 1 : std::max(1, std::min((4 * threads_ + total - 1) / total, tokens / MIN_TOKEN_BLOCK));
+    const int blocks = std::max(1, std::min((4 * threads_ + total - 1) / total, tokens / MIN_TOKEN_BLOCK));
     const int per_block = (tokens + blocks - 1) / blocks;
     for (int i, end; tokens <= FEW_TOKENS ? claim_part(w, total * blocks, i, end) : claim(w, total * blocks, 1, i, end);)
         for (; i < end; i++) {
-            int tile = i % total, j = 0;
-            while (tile >= tiles[j]) tile -= tiles[j++];
+            int pair = i % total, j = 0;
+            while (pair >= pairs[j]) pair -= pairs[j++];
             const int begin = (i / total) * per_block;
-            if (few) tile_gemv(w, jobs[j], tile, a, tokens);
-            else tile_pair(w, jobs[j], tile, a, begin, std::min(begin + per_block, tokens));
+            tile_pair(w, jobs[j], pair, a, begin, std::min(begin + per_block, tokens));
         }
 }
 
-// Puts 16 results of one token where the job wants them; tile_out holds a's rows, then b's.
+// One token or two: memory is the limit, so each matrix is read in runs of tiles, the gate's before the up's.
+void Step::matmul_few(Worker& w, const Job* jobs, int n_jobs, const Activations& a, int tokens) {
+    int total = 0;
+    for (int j = 0; j < n_jobs; j++) total += jobs[j].a->tiles();
+    for (int i, end; claim_part(w, total, i, end);)
+        for (int j = 0, first = 0; j < n_jobs; first += jobs[j++].a->tiles()) {
+            const int lo = std::max(i - first, 0), hi = std::min(end - first, jobs[j].a->tiles());
+            const bool gated = jobs[j].mode == Mode::SWIGLU;
+            const Job gate = {jobs[j].a, nullptr, jobs[j].out, jobs[j].ld, gated ? Mode::STORE : jobs[j].mode};
+            const Job up = {jobs[j].b, nullptr, jobs[j].out, jobs[j].ld, Mode::SWIGLU};
+            for (int tile = lo; tile < hi; tile++) tile_gemv(w, gate, tile, a, tokens);
+            for (int tile = lo; tile < hi && gated; tile++) tile_gemv(w, up, tile, a, tokens);
+        }
+}
+
+// Puts 16 results of one token where they belong.
 void Step::finish_tile(const Job& job, int tile, int token, const float* tile_out) const {
     const int columns = std::min(TILE_ROWS, job.a->rows - tile * TILE_ROWS);
     float* out = job.out + (size_t)token * job.ld + (size_t)tile * TILE_ROWS;
@@ -263,16 +286,20 @@ void Step::finish_tile(const Job& job, int tile, int token, const float* tile_ou
     else put(columns);
 }
 
+// SWIGLU: the gate's results lie where the product with these, the up's, goes.
 void Step::tile_gemv(const Worker& w, const Job& job, int tile, const Activations& a, int tokens) {
-    float out[GEMV_TOKENS * TILE_ROWS], up[GEMV_TOKENS * TILE_ROWS];
+    float out[GEMV_TOKENS * TILE_ROWS], gate[TILE_ROWS] = {};
     k_.gemv(job.a->type, job.a->tile(tile), a, 0, tokens, out);
     add_lora(w, *job.a, tile, 0, tokens, out, TILE_ROWS);
-    if (job.mode == Mode::SWIGLU) {
-        k_.gemv(job.b->type, job.b->tile(tile), a, 0, tokens, up);
-        add_lora(w, *job.b, tile, 0, tokens, up, TILE_ROWS);
-        k_.silu_mul(out, up, TILE_ROWS * tokens, out);
+    for (int t = 0; t < tokens; t++) {
+        float* row = out + TILE_ROWS * t;
+        if (job.mode == Mode::SWIGLU) {
+            const int columns = std::min(TILE_ROWS, job.a->rows - tile * TILE_ROWS);
+            std::memcpy(gate, job.out + (size_t)t * job.ld + (size_t)tile * TILE_ROWS, sizeof(float) * (size_t)columns);
+            k_.silu_mul(gate, row, TILE_ROWS, row);
+        }
+        finish_tile(job, tile, t, row);
     }
-    for (int t = 0; t < tokens; t++) finish_tile(job, tile, t, out + TILE_ROWS * t);
 }
 
 void Step::tile_pair(Worker& w, const Job& job, int pair, const Activations& a, int begin, int end) {

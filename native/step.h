@@ -32,7 +32,7 @@ struct Job {
 };
 
 struct Worker {
-    int index = 0, phase = 0;
+    int index = 0, phase = 0, own_phase = -1;  // own_phase: where the thread took its own run
     ActivationBuffers local;
     Buffer panel_memory[2];
     Panel panel[2];
@@ -75,6 +75,7 @@ class Step {
     void collect(const Worker& w, int layer, Input input, const Activations& a);
     Activations activate(Worker& w, const float* x, int tokens, int k, const float* norm, bool quantise);
     void matmul(Worker& w, const Job* jobs, int n_jobs, const Activations& a, int tokens);
+    void matmul_few(Worker& w, const Job* jobs, int n_jobs, const Activations& a, int tokens);
     void tile_gemv(const Worker& w, const Job& job, int tile, const Activations& a, int tokens);
     void tile_pair(Worker& w, const Job& job, int pair, const Activations& a, int begin, int end);
     void finish_tile(const Job& job, int tile, int token, const float* tile_out) const;
