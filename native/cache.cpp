@@ -1,5 +1,6 @@
 #include "cache.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
@@ -31,19 +32,20 @@ Cache::Cache(Type type, int layers, int kv_heads, int head_dim, bool rope_interl
     const size_t value_bytes = (size_t)PAGE_TOKENS * (q8 ? padded_dim_ + padded_dim_ / 16 : 2 * padded_dim_);
     head_bytes_ = (group_bytes_ * (PAGE_TOKENS / KEY_GROUP) + value_bytes + 63) / 64 * 64;
     page_bytes_ = head_bytes_ * (size_t)layers * kv_heads;
+    slab_pages_ = (int)std::max<size_t>(1, SLAB_BYTES / page_bytes_);
 }
 
 int Cache::new_page() {
-    int id;
-    if (!free_.empty()) {
-        id = free_.back();
-        pages_[(size_t)id] = Buffer(page_bytes_);
-        free_.pop_back();
-    } else {
-        pages_.emplace_back(page_bytes_);
-        used_.push_back(false);
-        id = (int)pages_.size() - 1;
+    if (free_.empty()) {
+        slabs_.emplace_back();
+        for (int i = slab_pages_; i-- > 0;) free_.push_back(((int)slabs_.size() - 1) * slab_pages_ + i);
+        used_.resize(slabs_.size() * (size_t)slab_pages_, false);
     }
+    const int id = free_.back();
+    Slab& slab = slabs_[(size_t)(id / slab_pages_)];
+    if (!slab.memory.data()) slab.memory = Buffer(page_bytes_ * (size_t)slab_pages_);
+    free_.pop_back();
+    slab.pages_used++;
     used_[(size_t)id] = true;
     return id;
 }
@@ -51,14 +53,15 @@ int Cache::new_page() {
 void Cache::free_page(int id) {
     page(id);
     used_[(size_t)id] = false;
-    pages_[(size_t)id] = Buffer();
+    Slab& slab = slabs_[(size_t)(id / slab_pages_)];
+    if (--slab.pages_used == 0) slab.memory = Buffer();
     free_.push_back(id);
 }
 
 uint8_t* Cache::page(int id) const {
-    if (id < 0 || id >= (int)pages_.size() || !used_[(size_t)id])
+    if (id < 0 || (size_t)id >= used_.size() || !used_[(size_t)id])
         throw std::invalid_argument("no cache page " + std::to_string(id));
-    return pages_[(size_t)id].data();
+    return slabs_[(size_t)(id / slab_pages_)].memory.data() + page_bytes_ * (size_t)(id % slab_pages_);
 }
 
 void Cache::copy_page(int source, int target) { std::memcpy(page(target), page(source), page_bytes_); }

@@ -11,6 +11,7 @@
 
 namespace phial {
 
+constexpr size_t SLAB_BYTES = 8u << 20;
 constexpr int PAGE_TOKENS = 64, KEY_GROUP = TILE_ROWS, MAX_HEAD_DIM = 512;
 
 inline int padded_head_dim(int head_dim) { return (head_dim + 31) / 32 * 32; }
@@ -30,7 +31,7 @@ class Cache {
         return layers == layers_ && kv_heads == kv_heads_ && head_dim == head_dim_;
     }
     size_t page_bytes() const { return page_bytes_; }
-    int pages_in_use() const { return (int)pages_.size() - (int)free_.size(); }
+    int pages_in_use() const { return (int)used_.size() - (int)free_.size(); }
     Type type() const { return type_; }
     int padded_dim() const { return padded_dim_; }
     int head_dim() const { return head_dim_; }
@@ -59,7 +60,9 @@ class Cache {
     int layers_, kv_heads_, head_dim_, padded_dim_;
     bool rope_interleaved_;
     size_t group_bytes_, head_bytes_, page_bytes_;
-    std::vector<Buffer> pages_;
+    struct Slab { Buffer memory; int pages_used = 0; };  // pages side by side: several small ones share a huge page
+    std::vector<Slab> slabs_;
+    int slab_pages_ = 1;
     std::vector<int> free_;
     std::vector<bool> used_;
 };

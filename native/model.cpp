@@ -57,7 +57,7 @@ void Model::set_tensor(const std::string& name, int layer, Type type, int rows, 
     };
     const auto matrix = [&](Matrix& m, int want_rows, int want_columns) {
         expect(want_rows, want_columns);
-        m = make_matrix(type, rows, columns);
+        m = make_matrix(type, rows, columns, &arena_);
         pack(m, data);
     };
     const auto vector = [&](std::vector<float>& v, int n) {
@@ -96,7 +96,7 @@ void Model::set_tensor(const std::string& name, int layer, Type type, int rows, 
         expect(2 * s.n_ff, s.n_embd);
         const size_t half = bytes / 2;
         for (Matrix* m : {&l.gate, &l.up}) {
-            *m = make_matrix(type, s.n_ff, columns);
+            *m = make_matrix(type, s.n_ff, columns, &arena_);
             pack(*m, m == &l.gate ? data : data + half);
         }
         return;

@@ -92,6 +92,7 @@ class Model {
     friend class Step;
     Shape shape_;
     ThreadPool pool_;
+    Arena arena_;
     Matrix token_embd_, output_;
     std::vector<float> output_norm_;
     std::vector<Layer> layers_;

@@ -28,7 +28,7 @@ Buffer::Buffer(size_t bytes) {
 }
 
 Buffer::~Buffer() {
-    if (data_) munmap(data_, bytes_);
+    if (data_ && owned_) munmap(data_, bytes_);
 }
 
 #else
@@ -40,10 +40,22 @@ Buffer::Buffer(size_t bytes) : bytes_(bytes) {
 }
 
 Buffer::~Buffer() {
-    if (data_) ::operator delete(data_, std::align_val_t(64));
+    if (data_ && owned_) ::operator delete(data_, std::align_val_t(64));
 }
 
 #endif
+
+Buffer Arena::take(size_t bytes) {
+    constexpr size_t REGION = 64u << 20, LINE = 64;
+    bytes = (bytes + LINE - 1) / LINE * LINE;
+    if (regions_.empty() || used_ + bytes > regions_.back().bytes()) {
+        regions_.emplace_back(bytes > REGION ? bytes : REGION);
+        used_ = 0;
+    }
+    uint8_t* data = regions_.back().data() + used_;
+    used_ += bytes;
+    return Buffer::view(data, bytes);
+}
 
 BlockSize block_size(Type type) {
     switch (type) {
@@ -229,7 +241,7 @@ size_t tile_bytes(Type type, int columns) {
     return packed_block_bytes(type) * (size_t)(columns / block_size(type).elements);
 }
 
-Matrix make_matrix(Type type, int rows, int columns) {
+Matrix make_matrix(Type type, int rows, int columns, Arena* arena) {
     const BlockSize block = block_size(type);
     if (rows <= 0 || columns <= 0 || columns % block.elements)
         throw std::invalid_argument("a " + std::to_string(rows) + " x " + std::to_string(columns) +
@@ -239,7 +251,8 @@ Matrix make_matrix(Type type, int rows, int columns) {
     m.rows = rows;
     m.columns = columns;
     m.bytes_per_tile = (tile_bytes(type, columns) + 63) / 64 * 64;
-    m.buffer = Buffer(m.bytes_per_tile * (size_t)m.tiles());
+    const size_t bytes = m.bytes_per_tile * (size_t)m.tiles();
+    m.buffer = arena ? arena->take(bytes) : Buffer(bytes);
     return m;
 }
 

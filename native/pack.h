@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 #include "kernels.h"
 
@@ -14,11 +15,21 @@ class Buffer {
     Buffer() = default;
     explicit Buffer(size_t bytes);  // throws std::bad_alloc
     ~Buffer();
-    Buffer(Buffer&& o) noexcept : data_(std::exchange(o.data_, nullptr)), bytes_(std::exchange(o.bytes_, 0)) {}
+    Buffer(Buffer&& o) noexcept
+        : data_(std::exchange(o.data_, nullptr)), bytes_(std::exchange(o.bytes_, 0)), owned_(o.owned_) {}
     Buffer& operator=(Buffer&& o) noexcept {
         std::swap(data_, o.data_);
         std::swap(bytes_, o.bytes_);
+        std::swap(owned_, o.owned_);
         return *this;
+    }
+    // Memory that somebody else frees, after the view's last use.
+    static Buffer view(uint8_t* data, size_t bytes) {
+        Buffer b;
+        b.data_ = data;
+        b.bytes_ = bytes;
+        b.owned_ = false;
+        return b;
     }
     uint8_t* data() const { return data_; }
     size_t bytes() const { return bytes_; }
@@ -27,6 +38,17 @@ class Buffer {
   private:
     uint8_t* data_ = nullptr;
     size_t bytes_ = 0;
+    bool owned_ = true;
+};
+
+// Buffers cut from large regions, so that small ones lie in huge pages too; freed all together.
+class Arena {
+  public:
+    Buffer take(size_t bytes);  // zeroed, on a cache line of its own; throws std::bad_alloc
+
+  private:
+    std::vector<Buffer> regions_;
+    size_t used_ = 0;  // of the last region
 };
 
 struct BlockSize { int elements, bytes; };
@@ -44,7 +66,8 @@ struct Matrix {
     explicit operator bool() const { return rows > 0; }
 };
 
-Matrix make_matrix(Type type, int rows, int columns);  // throws std::invalid_argument where columns do not fit blocks
+// Memory of its own, or from the arena. Throws std::invalid_argument where columns do not fit blocks.
+Matrix make_matrix(Type type, int rows, int columns, Arena* arena = nullptr);
 // Packs tiles [first, last) from `data`, the tensor's ggml blocks, row after row. Thread-safe over disjoint tiles.
 void pack_tiles(Matrix& m, const uint8_t* data, int first, int last);
 // One row (0 to 15) of an unpacked tile as floats.
