@@ -101,7 +101,7 @@ class FakeSession:
 class FakeEngine:
     """Follows `script`: after the tokens of the prompt come the tokens of the script, then EOS."""
 
-    backend_name, kernel_set = "fake", "none"
+    backend_name, kernel_set, batch_invariant = "fake", "none", False
 
     def __init__(self, pieces: Sequence[bytes], script: Sequence[int], prompt: Sequence[int]) -> None:
         self.tokenizer = FakeTokenizer(pieces)

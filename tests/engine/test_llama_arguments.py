@@ -29,7 +29,7 @@ REFUSED: dict[str, Any] = {
     "kv_overrides": {"a": 1}, "rope_scaling_type": 2, "rope_freq_base": 10000.0, "rope_freq_scale": 0.5,
     "yarn_ext_factor": 1.0, "yarn_attn_factor": 2.0, "yarn_beta_fast": 16.0, "yarn_beta_slow": 2.0,
     "yarn_orig_ctx": 2048, "attention_type": 1, "lora_base": "x", "lora_path": 5, "lora_scale": 0.5,
-    "draft_model": lambda ids: ids, "pooling_type": 4, "type_k": 0, "type_v": 8, "n_ctx": -1, "n_batch": 0,
+    "draft_model": 5, "pooling_type": 4, "type_k": 0, "type_v": 8, "n_ctx": -1, "n_batch": 0,
     "n_ubatch": "x", "n_threads": -1, "n_gpu_layers": -2, "last_n_tokens_size": -2, "seed": 1.5,
     "chat_format": "phi-3", "tokenizer": object(), "spm_infill": True,
 }  # fmt: skip

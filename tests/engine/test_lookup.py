@@ -76,4 +76,5 @@ def test_chances_rise_with_the_length_of_the_match_and_with_success() -> None:
     lookup.begin([1, 2, 3, 1])
     assert lookup.chances(1)[0] < 0.05
     lookup.begin([1, 2] * 30)
-    assert len(lookup.chances(40)) == 40 and lookup.chances(1)[0] == pytest.approx(PRIOR[LONGEST - 1])
+    assert len(lookup.chances(40)) == LONGEST and len(lookup.chances(4)) == 4
+    assert lookup.chances(1)[0] == pytest.approx(PRIOR[LONGEST - 1])

@@ -6,7 +6,7 @@
     print(llm("Once upon a time", max_tokens=64)["choices"][0]["text"])
 
 Arguments, defaults and answers are its own (phi3-spec §10.1-10.4), written against recorded answers. Every argument
-works or is answered: llama_arguments.py. Left out: grammars, tools, speculative decoding.
+works or is answered: llama_arguments.py. Left out: grammars, tools.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from phial.engine.llama_arguments import (
     stop_strings,
 )
 from phial.engine.llama_core import LlamaCore
+from phial.engine.llama_speculative import LlamaDraftModel, LlamaPromptLookupDecoding
 from phial.engine.llama_state import (
     LlamaCache,
     LlamaDiskCache,
@@ -68,8 +69,8 @@ from phial.engine.prompts import infill_ids, read_prompt, room_for
 from phial.errors import ArgumentError, PhialError
 
 __all__ = [
-    "Llama", "LlamaCache", "LlamaDiskCache", "LlamaRAMCache", "LlamaState", "LogitsProcessorList",
-    "StoppingCriteriaList",
+    "Llama", "LlamaCache", "LlamaDiskCache", "LlamaDraftModel", "LlamaPromptLookupDecoding", "LlamaRAMCache",
+    "LlamaState", "LogitsProcessorList", "StoppingCriteriaList",
 ]  # fmt: skip
 
 
@@ -135,6 +136,8 @@ class Llama(LlamaCore):
         """Open a model: a GGUF file, or a name that `phial pull` has stored; n_ctx 0 is the trained length.
 
         lora_path: a LoRA adapter, a PEFT folder or a GGUF file, or several with a lora_scale each.
+        draft_model: who guesses tokens ahead: LlamaPromptLookupDecoding, a smaller Llama, a callable; None: prompt
+        lookup; False: nobody. Right guesses make generation faster, none changes it (speculation.py).
 
         Raises:
             ArgumentError: no such model (a ValueError), or an argument that cannot be honoured.

@@ -35,7 +35,6 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "yarn_orig_ctx": ((0,), _FROM_FILE),
     "attention_type": ((-1, 0), "attention is causal (0)"),
     "lora_base": ((None,), "an adapter is added to the model's own weights as they run"),
-    "draft_model": ((None,), "speculative decoding comes with a later version"),
 }
 # argument: (values that ask for nothing, why the others change nothing)
 _NO_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {

@@ -10,17 +10,19 @@ import random
 import sys
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from phial.engine.engine import Engine
 from phial.engine.llama_arguments import POOLING_NONE, cache_type, chosen_seed, lora_adapters, sampling_params
+from phial.engine.llama_speculative import drafter_for
 from phial.engine.llama_state import BaseLlamaCache, LlamaState, longest_token_prefix
 from phial.engine.llama_types import Criterion, Processor, as_criterion, as_processor, processed
 from phial.engine.sampling import Sampler
 from phial.engine.session import Session
+from phial.engine.speculation import Speculation, speculation_for
 from phial.engine.vocabulary import Vocabulary
 from phial.errors import ArgumentError, PhialError
 from phial.gguf.container import read_gguf
@@ -78,6 +80,9 @@ class LlamaCore:
             paths = lora_adapters(arguments["lora_path"], arguments["lora_scale"])
             adapters = [(self._engine.load_adapter(path), scale) for path, scale in paths]
             self._session = self._engine.session(self._n_ctx, adapters)
+            self._speculate: Literal["auto", "off"] = "off" if arguments["draft_model"] is False else "auto"
+            self._drafter = drafter_for(arguments["draft_model"], self._engine, self._n_ctx)
+            self._speculation()  # whether this backend can is said here, not with the first completion
             kind = f"{self._engine.backend_name} ({self._engine.kernel_set})"
             self._report(f"{self.metadata.get('general.name', path)}: {kind}, context of {self._n_ctx} tokens")
 
@@ -159,10 +164,15 @@ class LlamaCore:
         Raises:
             ContextLimitError: they do not fit.
         """
-        if not len(tokens):
-            return
+        if len(tokens):
+            self._evaluate(tokens, None)
+
+    def _speculation(self) -> Speculation | None:
+        return speculation_for(self.ctx, self._speculate, self._drafter)
+
+    def _evaluate(self, tokens: Sequence[int], speculation: Speculation | None) -> None:
         past = self.n_tokens
-        logits = self.ctx.eval(tokens, all_logits=self._logits_all)
+        logits = (speculation or self.ctx).eval(tokens, all_logits=self._logits_all)
         if self._logits_all:
             self._keep_scores(past, logits)
             logits = logits[-1]
@@ -275,10 +285,11 @@ class LlamaCore:
         reset: bool = True,
     ) -> Generator[int, Sequence[int] | None, None]:
         self._turn += 1
-        turn, drawn = self._turn, list[int]()
+        turn, drawn, speculation = self._turn, list[int](), self._speculation()
         pending = self._reuse(tokens) if reset else tokens
         while True:
-            self.eval(pending)
+            if pending:
+                self._evaluate(pending, speculation)
             logits = self.last_logits
             ids = self.ctx.tokens if processor or criterion else []
             token = sampler.sample(processed(processor, ids, logits), drawn)

@@ -27,9 +27,11 @@ class Lookup:
 
     seconds = 0.0
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sequence[int] = SIZES, most: int = LONGEST) -> None:
+        """sizes: of the n-grams that are looked up, longest first. most: drafts at a time."""
+        self._sizes, self._most = sizes, most
         self._text: list[int] = []
-        self._after: list[dict[tuple[int, ...], int]] = [{} for _ in SIZES]  # n-gram → position after its latest end
+        self._after: list[dict[tuple[int, ...], int]] = [{} for _ in sizes]  # n-gram → position after its latest end
         self._next: int | None = None  # the position the text seems to go on from
         self._agreed = 0  # how many tokens before it are those the text ends with, up to LONGEST
         self._hits = [rate * PRIOR_TRIALS for rate in PRIOR]
@@ -40,7 +42,7 @@ class Lookup:
         *self._text, last = tokens
         self._after = [
             dict(zip(zip(*(self._text[i:] for i in range(size)), strict=False), range(size, len(tokens)), strict=False))
-            for size in SIZES
+            for size in self._sizes
         ]
         self._next = None
         self.extend(last)
@@ -56,7 +58,7 @@ class Lookup:
         text, search = self._text, self._next is None
         text.append(token)
         end = len(text)
-        for size, after in zip(SIZES, self._after, strict=True):
+        for size, after in zip(self._sizes, self._after, strict=True):
             if end >= size:
                 gram = tuple(text[end - size :])
                 if search and gram in after:
@@ -68,7 +70,7 @@ class Lookup:
         """The chance of each of the next tokens to be as drafted, if those before it are; at most `most` of them."""
         if self._next is None:
             return []
-        lengths = (min(self._agreed + i, LONGEST) - 1 for i in range(most))
+        lengths = (min(self._agreed + i, LONGEST) - 1 for i in range(min(most, self._most)))
         return [self._hits[n] / self._trials[n] for n in lengths]
 
     def draft(self, n: int) -> list[int]:
