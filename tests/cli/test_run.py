@@ -37,7 +37,7 @@ def test_json_is_one_object_of_this_shape(invoke, tiny, tokenizer, template) -> 
     done = invoke("run", "once", "-m", tiny, "--json", *FEW)
     answer = json.loads(done.out)
     assert done.err == ""
-    assert list(answer) == ["model", "text", "finish_reason", "seed", "usage", "timings"]
+    assert list(answer) == ["model", "text", "finish_reason", "seed", "usage", "timings", "speculation"]
     assert (answer["model"], answer["seed"]) == (tiny, 7)
     n_prompt = len(template.encode([{"role": "user", "content": "once"}], tokenizer))
     assert answer["usage"] == {"prompt_tokens": n_prompt, "completion_tokens": 12, "total_tokens": n_prompt + 12}
@@ -169,3 +169,28 @@ def test_the_way_to_switch_rope_factors_reaches_the_engine(invoke, tiny, command
     assert done.status == 0 and "rope_switch='rerotate' has no effect: the model has one set" in done.err
     done = invoke(*command, "-m", tiny, "--rope-switch", "yarn", stdin="")
     assert (done.status, done.err) == (2, "error: rope_switch is 'yarn'\nhint: use one of: reprefill, rerotate\n")
+
+
+def test_a_draft_model_and_no_speculation_change_no_answer(invoke, tiny) -> None:
+    plain = json.loads(invoke("run", "once", "-m", tiny, "--json", "--no-speculation", *FEW).out)
+    drafted = json.loads(invoke("run", "once", "-m", tiny, "--json", "--draft", tiny, *FEW).out)
+    assert plain["text"] == drafted["text"] == json.loads(invoke("run", "once", "-m", tiny, "--json", *FEW).out)["text"]
+    assert plain["speculation"] is None
+    counts = drafted["speculation"]
+    assert counts["passes"] + counts["accepted"] == 11 and counts["accepted"] <= counts["drafted"]
+
+
+@pytest.mark.parametrize("command", [["run", "once"], ["chat"]], ids=["run", "chat"])
+def test_a_draft_model_that_cannot_draft_is_an_error(invoke, tiny, tmp_path, command) -> None:
+    done = invoke(*command, "-m", tiny, "--draft", tiny, "--no-speculation", stdin="")
+    assert (done.status, done.err) == (2, f"error: --draft {tiny} with --no-speculation\nhint: leave out one of them\n")
+    with read_gguf(tiny) as file:
+        keys, tensors = (
+            file.typed_metadata(),
+            [(t.name, t.shape, t.type, file.data(t.name)) for t in file.tensors.values()],
+        )
+        tokens = keys["tokenizer.ggml.tokens"]
+        names = [*tokens[:300], "another", *tokens[301:]]
+        write_gguf(tmp_path / "other.gguf", keys | {"tokenizer.ggml.tokens": names}, tensors)
+    done = invoke(*command, "-m", tiny, "--draft", str(tmp_path / "other.gguf"), stdin="")
+    assert done.status == 2 and "other.gguf cannot draft for tiny.gguf: their vocabularies differ" in done.err

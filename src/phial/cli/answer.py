@@ -22,6 +22,7 @@ from phial.errors import FormatError, PhialError
 if TYPE_CHECKING:
     from phial.engine.adapters import Wanted
     from phial.engine.engine import Engine
+    from phial.engine.speculation import Drafter, Speculate
     from phial.tokenizer.chat import ChatTemplate
 
 
@@ -33,6 +34,7 @@ class Answer:
         finish_reason: "stop", "length" (max_tokens or the end of the context) or "interrupted".
         prefill_seconds: until the first token, the prompt read.
         decode_seconds: from the first token to the last.
+        speculation: passes over the weights after the first token, tokens guessed and guesses that were right.
     """
 
     seed: int
@@ -42,6 +44,7 @@ class Answer:
     finish_reason: str = "interrupted"
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    speculation: dict[str, int] | None = None
 
     @property
     def decode_speed(self) -> float | None:
@@ -76,6 +79,8 @@ class Speaker:
         stop: Sequence[str] = (),
         template: str | None = None,
         adapters: Wanted = (),
+        speculate: Speculate = "auto",
+        drafter: Drafter | None = None,
     ) -> None:
         self.engine = engine
         self.session = engine.session(n_ctx, adapters)
@@ -83,6 +88,7 @@ class Speaker:
         self._params = params
         self._max_tokens = max_tokens
         self._stop = stop
+        self._speculate, self._drafter = speculate, drafter
         self._vocabulary = Vocabulary(engine.tokenizer)
         self._template_name = template
         self._warned = False
@@ -135,7 +141,12 @@ class Speaker:
         started = time.perf_counter()
         first = 0.0
         stream = self.session.generate(
-            ids, replace(self._params, seed=seed), max_tokens=self._max_tokens, stop_ids=stop_ids
+            ids,
+            replace(self._params, seed=seed),
+            max_tokens=self._max_tokens,
+            stop_ids=stop_ids,
+            speculate=self._speculate,
+            drafter=self._drafter,
         )
         for token in stream:
             now = time.perf_counter()
@@ -148,6 +159,8 @@ class Speaker:
                 break
         if not text.stopped:
             yield from _texts(text.finish())
+        if self.session.speculation is not None:
+            answer.speculation = vars(self.session.speculation.statistics)
         full = answer.completion_tokens == most and not text.stopped
         answer.finish_reason = "length" if full else "stop"
         answer.text = text.text

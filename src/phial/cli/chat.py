@@ -39,6 +39,8 @@ def chat(
     cache_type: options.CacheType = "f16",
     lora: options.Lora = None,
     rope_switch: options.RopeSwitch = "reprefill",
+    draft: options.Draft = None,
+    no_speculation: options.NoSpeculation = False,
     *,
     sampling: dict[str, Any],
 ) -> None:
@@ -48,12 +50,17 @@ def chat(
     from phial.engine.sampling import SamplingParams
 
     params = SamplingParams(**sampling)
+    loading.check_drafting(draft, no_speculation)
     conversation = Conversation(None if system is None else stdin.valid(system, "system message"))
     read = editor.reader(hub.home() / "chat_history")
-    with loading.engine(model, threads, cache_type, rope_switch=rope_switch) as engine:
+    with (
+        loading.engine(model, threads, cache_type, rope_switch=rope_switch) as engine,
+        loading.speculation(engine, draft, no_speculation, threads, ctx) as guessing,
+    ):
         n_ctx = loading.context_size(engine.config, ctx)
         adapters = loading.adapters(engine, lora)
-        speaker = Speaker(engine, n_ctx, params, max_tokens=max_tokens, template=template, adapters=adapters)
+        told = {"max_tokens": max_tokens, "template": template, "adapters": adapters, **guessing}
+        speaker = Speaker(engine, n_ctx, params, **told)
         if sys.stdin.isatty():
             console.note(f"{engine.config.name or model}: /help for commands, Ctrl-D leaves")
         try:

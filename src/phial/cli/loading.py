@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phial.errors import ArgumentError
 
@@ -87,3 +87,24 @@ def tokenizer(model: str) -> Tokenizer:
 def context_size(config: ModelConfig, wanted: int | None) -> int:
     """The context to open: what was asked for, else the model's own up to 4096. The engine checks the number."""
     return min(config.n_ctx_train, _USUAL_CONTEXT) if wanted is None else wanted
+
+
+def check_drafting(draft: str | None, no_speculation: bool) -> None:
+    """Two wishes that exclude each other are said before a model is loaded."""
+    if draft is not None and no_speculation:
+        raise ArgumentError(f"--draft {draft} with --no-speculation", "leave out one of them")
+
+
+@contextlib.contextmanager
+def speculation(
+    engine_: Engine, draft: str | None, no_speculation: bool, threads: int | None, ctx: int | None
+) -> Iterator[dict[str, Any]]:
+    """What Speaker is told of guessing; --draft's model is open meanwhile."""
+    if draft is None:
+        yield {"speculate": "off" if no_speculation else "auto"}
+        return
+    from phial.engine.draft_model import DraftModel, check_same_vocabulary
+
+    with engine(draft, threads, "f16", keep_prefixes=False) as small:
+        check_same_vocabulary(engine_, small)
+        yield {"drafter": DraftModel(small, context_size(engine_.config, ctx))}

@@ -60,6 +60,14 @@ Template = Annotated[
         "--template", metavar="NAME", help="Built-in chat template, as phi3-v2.", show_default="the model's own"
     ),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option("--draft", metavar="MODEL", help="A smaller model of the same vocabulary that guesses tokens ahead."),
+]
+NoSpeculation = Annotated[
+    bool,
+    typer.Option("--no-speculation", metavar="", help="Guess no tokens ahead from what the text repeats."),
+]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="JSON on stdout, for programs.")]
 
 # name, type, default (those of SamplingParams, which a test compares), help

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
     from phial.cli.answer import Speaker
 
+_Raw = Annotated[
+    bool,
+    typer.Option("--raw", metavar="", help="Continue the text as it is: no chat template, <|end|> is a control token."),
+]
+
 
 @options.with_sampling
 def run(
@@ -33,12 +38,9 @@ def run(
     cache_type: options.CacheType = "f16",
     lora: options.Lora = None,
     rope_switch: options.RopeSwitch = "reprefill",
-    raw: Annotated[
-        bool,
-        typer.Option(
-            "--raw", metavar="", help="Continue the text as it is: no chat template, <|end|> is a control token."
-        ),
-    ] = False,
+    draft: options.Draft = None,
+    no_speculation: options.NoSpeculation = False,
+    raw: _Raw = False,
     as_json: options.Json = False,
     *,
     sampling: dict[str, Any],
@@ -50,15 +52,18 @@ def run(
     if raw and (system is not None or template is not None):
         raise ArgumentError("--raw uses no chat template and no system message", "leave out one of them")
     params = SamplingParams(**sampling)
+    loading.check_drafting(draft, no_speculation)
     text = _question(prompt)
     system = None if system is None else stdin.valid(system, "system message")
     started = time.perf_counter()
-    with loading.engine(model, threads, cache_type, rope_switch=rope_switch) as engine:
+    with (
+        loading.engine(model, threads, cache_type, rope_switch=rope_switch) as engine,
+        loading.speculation(engine, draft, no_speculation, threads, ctx) as guessing,
+    ):
         n_ctx = loading.context_size(engine.config, ctx)
         adapters = loading.adapters(engine, lora)
-        speaker = Speaker(
-            engine, n_ctx, params, max_tokens=max_tokens, stop=stop or (), template=template, adapters=adapters
-        )
+        told = {"max_tokens": max_tokens, "stop": stop or (), "template": template, "adapters": adapters, **guessing}
+        speaker = Speaker(engine, n_ctx, params, **told)
         loaded = time.perf_counter() - started
         pieces = speaker.continue_text(text) if raw else speaker.chat(_messages(system, text))
         if as_json:
@@ -104,4 +109,5 @@ def _numbers(speaker: Speaker, loaded: float) -> dict[str, Any]:
         "seed": answer.seed,
         "usage": {"prompt_tokens": n_prompt, "completion_tokens": n_new, "total_tokens": n_prompt + n_new},
         "timings": {"load_seconds": round(loaded, 4), **answer.timings()},
+        "speculation": answer.speculation,
     }

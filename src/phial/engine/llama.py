@@ -136,16 +136,13 @@ class Llama(LlamaCore):
         """Open a model: a GGUF file, or a name that `phial pull` has stored; n_ctx 0 is the trained length.
 
         lora_path: a LoRA adapter, a PEFT folder or a GGUF file, or several with a lora_scale each.
-        draft_model: who guesses tokens ahead: LlamaPromptLookupDecoding, a smaller Llama, a callable; None: prompt
-        lookup; False: nobody. Right guesses make generation faster, none changes it (speculation.py).
+        draft_model: who guesses tokens ahead, False for nobody (llama_speculative.py); it changes no answer.
 
         Raises:
             ArgumentError: no such model (a ValueError), or an argument that cannot be honoured.
             FormatError: the file is no model we can run.
         """
-        arguments = dict(locals())
-        del arguments["self"]
-        self._begin(arguments)
+        self._begin({name: value for name, value in locals().items() if name != "self"})
 
     def _begin(self, arguments: dict[str, Any]) -> None:
         check_constructor(arguments)

@@ -29,7 +29,7 @@ MOST_DRAFTS = 15
 MARGIN = 1.03  # a guess must promise this much more speed: figures are noisy and no guess costs nothing
 FASTER, SLOWER = 0.5, 0.1  # how far one measurement moves a cost down or up: what disturbs a pass makes it slower
 TRUSTED = 2  # measurements of which the smallest counts: one alone may have been disturbed
-OPTIMISM = 0.03  # what a token more is thought to cost, of a plain pass, beyond what was measured: so it will be
+OPTIMISM = 0.1  # what a token more is thought to cost, of a plain pass, beyond what was measured: so it will be
 FORGET = 1000  # passes after which a cost that was not seen again is measured anew
 
 Speculate: TypeAlias = Literal["auto", "off"] | int
@@ -113,11 +113,19 @@ class _Cost:
         self.seen, self.times = now, self.times + 1
 
 
+@dataclass
 class Statistics:
-    """Counts of one generation: passes over the weights, drafts evaluated in them, drafts that were right."""
+    """Counts of one generation, from its second token on.
 
-    def __init__(self) -> None:
-        self.passes = self.drafted = self.accepted = 0
+    Attributes:
+        passes: over the weights.
+        drafted: tokens guessed and evaluated in them.
+        accepted: guesses that were the token drawn.
+    """
+
+    passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Speculation:
