@@ -52,8 +52,9 @@ def markdown(rows: list[dict[str, object]], threads: int) -> str:
     lines = [
         f"# Kernels, {date.today().isoformat()}",
         "",
-        f"{_native.current_kernels()}, {threads} of {os.cpu_count()} threads, {COLUMNS} columns. Decode: one token against",
-        f"{ROWS} rows, as GB/s of the file's bytes. Eight: the time of eight tokens over that of one. Prefill: 512 tokens.",
+        f"{_native.current_kernels()}, {threads} of {os.cpu_count()} threads, {COLUMNS} columns. Decode: one token",
+        f"against {ROWS} rows, as GB/s of the file's bytes. Eight: the time of eight tokens over that of one. Prefill: "
+        "512 tokens.",
         "",
         "| type | decode GB/s | of read bandwidth | eight tokens cost | prefill TOP/s | of the dot products' rate |",
         "|---|--:|--:|--:|--:|--:|",
