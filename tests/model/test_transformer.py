@@ -14,7 +14,7 @@ from tests.engine.tiny_models import Tiny, tiny_llama, tiny_phi3, tiny_qwen2
 from phial.config import PRESETS, ROPE_TENSORS, ModelConfig
 from phial.errors import ArgumentError
 from phial.gguf.container import read_gguf
-from phial.model.transformer import Transformer, visible_keys
+from phial.model.transformer import Transformer
 
 Make = Callable[[Path], Tiny]
 MODELS: dict[str, Make] = {
@@ -155,14 +155,6 @@ def test_a_query_sees_exactly_window_keys_itself_included(tmp_path: Path, window
         other = tokens.clone()
         other[0, -1 - distance] = (other[0, -1 - distance] + 1) % ours.config.n_vocab
         assert torch.equal(ours(other)[0, -1], plain) is not changes
-
-
-def test_visible_keys_are_those_of_the_definition() -> None:
-    for window in (None, 1, 3, 9):
-        seen = visible_keys(7, window)
-        for q in range(7):
-            for k in range(7):
-                assert seen[q, k] == (k <= q and (window is None or k > q - window))
 
 
 def test_gradients_of_the_fused_path_equal_those_of_the_plain_one(tmp_path: Path) -> None:

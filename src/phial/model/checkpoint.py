@@ -57,7 +57,7 @@ def load(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    attention: str = "sdpa",
+    attention: str = "auto",
     dropout: float = 0.0,
 ) -> Model:
     """The model of a Hugging Face folder: Phi-3, Llama, Qwen2 or phi-3-small.

@@ -18,9 +18,12 @@ from torch.nn import functional
 
 from phial.config import ModelConfig
 from phial.errors import ArgumentError
+from phial.model.attention import attend
+from phial.model.masks import KeyMask
+from phial.model.places import token_places
 from phial.model.rope import Tables, rotary_tables, rotate
-from phial.model.sparse import BlockPattern, block_sparse_attention
-from phial.model.transformer import ATTENTION_PATHS, DecoderLayer, check_options, initialise, row_lengths
+from phial.model.sparse import BlockPattern
+from phial.model.transformer import DecoderLayer, check_options, initialise
 
 DUMMY_IDS = (100256, 100264, 100265, *range(100267, 100276), *range(100277, 100352))
 
@@ -106,21 +109,15 @@ class SmallAttention(nn.Module):
         self.query_key_value = nn.Linear(shape.n_embd, n_q + 2 * n_kv)
         self.dense = nn.Linear(n_q, shape.n_embd)
 
-    def forward(self, x: Tensor, tables: Tables) -> Tensor:
+    def forward(self, x: Tensor, tables: Tables, dense: KeyMask, sparse: KeyMask) -> Tensor:
         shape = self.config.shape
         group = shape.n_head // shape.n_head_kv
         grouped = self.query_key_value(x).unflatten(-1, (shape.n_head_kv, group + 2, shape.head_dim))
         q, k, v = (y.flatten(2, 3).transpose(1, 2) for y in grouped.split((group, 1, 1), dim=3))
         q, k = (rotate(y, tables, shape.rope_interleaved) for y in (q, k))
-        result: Tensor = self.dense(self._attend(q, k, v).transpose(1, 2).flatten(-2))
+        out = attend(self.path, q, k, v, dense if self.is_dense else sparse, self.scale)
+        result: Tensor = self.dense(out.transpose(1, 2).flatten(-2))
         return result
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        pattern = self.config.pattern
-        if self.path == "sdpa" and not self.is_dense:
-            return block_sparse_attention(q, k, v, pattern, self.scale)
-        mask = None if self.is_dense else pattern.mask(q.shape[2], q.device)
-        return ATTENTION_PATHS[self.path](q, k, v, mask, self.scale)
 
 
 class GEGELUMLP(nn.Module):
@@ -155,12 +152,14 @@ class SmallDecoder(nn.Module):
         norms = (self._norm(), self._norm())
         return DecoderLayer(norms, SmallAttention(self.config, layer, path), GEGELUMLP(self.config), dropout)
 
-    def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None, documents: Tensor | None = None) -> Tensor:
         """Hidden states, (B, T, D); arguments as Phi3Small.forward's."""
-        tables = rotary_tables(self.config.shape, row_lengths(tokens, lengths), tokens.shape[1], tokens.device)
+        places = token_places(tokens, lengths, documents)
+        tables = rotary_tables(self.config.shape, places)
+        dense, sparse = KeyMask(places), KeyMask(places, pattern=self.config.pattern)
         x: Tensor = self.dropout(self.embed_tokens(tokens) * self.config.embedding_multiplier)
         for layer in self.layers:
-            x = layer(x, tables)
+            x = layer(x, tables, dense, sparse)
         result: Tensor = self.final_layernorm(x)
         return result
 
@@ -171,16 +170,16 @@ class Phi3Small(nn.Module):
     The published model trains with dropout 0.1.
     """
 
-    def __init__(self, config: Phi3SmallConfig, *, attention: str = "sdpa", dropout: float = 0.0) -> None:
+    def __init__(self, config: Phi3SmallConfig, *, attention: str = "auto", dropout: float = 0.0) -> None:
         super().__init__()
         check_options(attention, dropout)
         self.config = config
         self.model = SmallDecoder(config, attention, dropout)
         self.apply(initialise)
 
-    def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None, documents: Tensor | None = None) -> Tensor:
         """Logits, (B, T, V), those of dummy ids -inf; arguments and errors as Transformer.forward's."""
-        x: Tensor = self.model(tokens, lengths)
+        x: Tensor = self.model(tokens, lengths, documents)
         logits = functional.linear(x, self.model.embed_tokens.weight) / self.config.width_multiplier
         unused = torch.tensor(self.config.dummy_ids, dtype=torch.long, device=logits.device)
         return logits.index_fill(-1, unused, -torch.inf)

@@ -1,39 +1,32 @@
 """Rotary positions and LongRoPE (arXiv 2402.13753) in PyTorch: tables of cos and sin in float32, and the rotation.
 
-A sequence owns one factor set, chosen from its own length: rows of a batch may differ, and neither padding nor a longer
-neighbour changes a row. The frequencies are ModelConfig.inv_freq's, the same the engine uses.
-Left out: searching for factors, and positions that do not count from 0.
+A sequence owns one factor set, chosen from its own length: rows of a batch and documents packed into a row may differ,
+and neither padding nor a longer neighbour changes one. The frequencies are ModelConfig.inv_freq's, the same the engine
+uses. Left out: searching for factors.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from phial.config import ModelConfig
-from phial.errors import ArgumentError
+from phial.model.places import Places
 
 Tables = tuple[Tensor, Tensor]
 
 
-def rotary_tables(config: ModelConfig, lengths: Sequence[int], n_positions: int, device: torch.device) -> Tables:
-    """cos and sin, each (B, 1, n_positions, rope_dim/2) float32, times the attention factor.
+def rotary_tables(config: ModelConfig, places: Places) -> Tables:
+    """cos and sin, each (B, 1, T, rope_dim/2) float32, times the attention factor; B is 1 where all rows are alike.
 
-    lengths: tokens of each row, without padding; a row beyond rope_original_context takes the long factors. B is
-    len(lengths), or 1 to broadcast where all rows use the same set. Raises ArgumentError for a length outside
-    1..n_positions.
+    A sequence longer than rope_original_context takes the long factors.
     """
-    for row, length in enumerate(lengths):
-        if not 1 <= length <= n_positions:
-            raise ArgumentError(f"length {length} of row {row} lies outside 1 to {n_positions}, the tokens given")
-    long = [config.uses_long(length) for length in lengths]
-    if len(set(long)) == 1:
-        long = long[:1]
-    sets = {wanted: torch.from_numpy(config.inv_freq(wanted)).to(device) for wanted in set(long)}
-    inv_freq = torch.stack([sets[wanted] for wanted in long])[:, None, None, :]
-    angles = torch.arange(n_positions, dtype=torch.float32, device=device)[:, None] * inv_freq
+    device = places.positions.device
+    inv_freq = torch.from_numpy(config.inv_freq(long=False)).to(device)
+    if config.rope_long_factors is not None:
+        long = places.lengths[..., None] > config.rope_original_context
+        inv_freq = torch.where(long, torch.from_numpy(config.inv_freq(long=True)).to(device), inv_freq)
+    angles = (places.positions[..., None].float() * inv_freq)[:, None]
     return angles.cos() * config.rope_attn_factor, angles.sin() * config.rope_attn_factor
 
 

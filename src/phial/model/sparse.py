@@ -57,14 +57,11 @@ class BlockPattern:
         far = range((-self.phase(head)) % self.stride, first_local, self.stride)
         return [*far, *range(first_local, query_block + 1)]
 
-    def mask(self, n_tokens: int, device: torch.device | None = None) -> Tensor:
-        """Which keys each query of each head may see, (H, T, T) bool, causality included: for the plain path."""
-        position = torch.arange(n_tokens, device=device)
-        query, key = position[:, None], position[None, :]
+    def sees(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """Whether a head's query reads the block of a key before it, for positions of any shapes that broadcast."""
+        step = max(1, self.stride // self.n_head)
         near = query // self.block - key // self.block < self.local_blocks
-        phases = torch.tensor([self.phase(head) for head in range(self.n_head)], device=device)
-        far = (key // self.block + phases[:, None, None]) % self.stride == 0
-        return (key <= query) & (near | far)
+        return near | ((key // self.block + head * step + 1) % self.stride == 0)
 
     def blocks_read(self, n_tokens: int) -> tuple[int, int]:
         """Pairs of query and key blocks that all heads together compute: by this pattern, and by dense attention."""
@@ -74,7 +71,7 @@ class BlockPattern:
 
 
 def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: BlockPattern, scale: float) -> Tensor:
-    """Attention over the blocks of the pattern alone; equals dense attention under pattern.mask(T).
+    """Attention over the blocks of the pattern alone; equals dense attention under the pattern's mask.
 
     q: (B, H, T, C). k, v: (B, K, T, C). T need be no multiple of the block. Returns (B, H, T, C).
     """

@@ -18,6 +18,9 @@ from torch.nn import functional
 
 from phial.config import ModelConfig
 from phial.errors import ArgumentError
+from phial.model.attention import ATTENTION_PATHS, attend
+from phial.model.masks import KeyMask
+from phial.model.places import token_places
 from phial.model.rope import Tables, rotary_tables, rotate
 
 INITIAL_STD = 0.02  # Phi-3's initializer_range
@@ -37,39 +40,6 @@ class RMSNorm(nn.Module):
         return self.weight * y.to(x.dtype)
 
 
-def visible_keys(n_tokens: int, window: int | None, device: torch.device | None = None) -> Tensor:
-    """Which keys each query may see, (T, T) bool: none later than itself, and the last `window`, its own included."""
-    position = torch.arange(n_tokens, device=device)
-    query, key = position[:, None], position[None, :]
-    seen = key <= query
-    return seen if window is None else seen & (key > query - window)
-
-
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Attention written out: the truth the fast paths are tested against.
-
-    q: (B, H, T, C). k, v: (B, K, T, C); key head j serves query heads j*H/K and on. mask: bool, broadcast to
-    (B, H, T, T), True where a key is seen; None: all keys up to the query's own. Softmax in float32. Returns
-    (B, H, T, C).
-    """
-    if mask is None:
-        mask = visible_keys(q.shape[2], None, q.device)
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    scores = (q @ k.mT * scale).masked_fill(~mask, -torch.inf)
-    return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
-
-
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """plain_attention by PyTorch's fused kernels, which skip the upper half where mask is None."""
-    return functional.scaled_dot_product_attention(
-        q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
-
-
-ATTENTION_PATHS = {"sdpa": fused_attention, "plain": plain_attention}
-
-
 def check_options(attention: str, dropout: float) -> None:
     """Raises ArgumentError for an unknown attention path or a dropout that leaves nothing."""
     if attention not in ATTENTION_PATHS:
@@ -83,7 +53,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, path: str) -> None:
         super().__init__()
-        self.config, self.attend = config, ATTENTION_PATHS[path]
+        self.config, self.path = config, path
         d, n_q, n_kv = config.n_embd, config.n_head * config.head_dim, config.n_head_kv * config.head_dim
         self.sizes = (n_q, n_kv, n_kv)
         if config.architecture == "phi3":
@@ -92,7 +62,7 @@ class Attention(nn.Module):
             self.q_proj, self.k_proj, self.v_proj = (nn.Linear(d, n, bias=config.qkv_bias) for n in self.sizes)
         self.o_proj = nn.Linear(n_q, d, bias=False)
 
-    def forward(self, x: Tensor, tables: Tables, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, tables: Tables, mask: KeyMask) -> Tensor:
         config = self.config
         if config.architecture == "phi3":
             projected: Sequence[Tensor] = self.qkv_proj(x).split(self.sizes, dim=-1)
@@ -100,7 +70,7 @@ class Attention(nn.Module):
             projected = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         q, k, v = (y.view(*y.shape[:2], -1, config.head_dim).transpose(1, 2) for y in projected)
         q, k = (rotate(y, tables, config.rope_interleaved) for y in (q, k))
-        out = self.attend(q, k, v, mask, config.head_dim**-0.5)
+        out = attend(self.path, q, k, v, mask, config.head_dim**-0.5)
         result: Tensor = self.o_proj(out.transpose(1, 2).flatten(-2))
         return result
 
@@ -160,13 +130,10 @@ class Decoder(nn.Module):
         norms = (self._norm(), self._norm())
         return DecoderLayer(norms, Attention(self.config, path), SwiGLU(self.config), dropout)
 
-    def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None, documents: Tensor | None = None) -> Tensor:
         """Hidden states, (B, T, D); arguments as Transformer.forward's."""
-        lengths = row_lengths(tokens, lengths)
-        n_tokens, window = tokens.shape[1], self.config.sliding_window
-        tables = rotary_tables(self.config, lengths, n_tokens, tokens.device)
-        narrow = window is not None and n_tokens > window
-        mask = visible_keys(n_tokens, window, tokens.device) if narrow else None
+        places = token_places(tokens, lengths, documents)
+        tables, mask = rotary_tables(self.config, places), KeyMask(places, self.config.sliding_window)
         x: Tensor = self.dropout(self.embed_tokens(tokens))
         for layer in self.layers:
             x = layer(x, tables, mask)
@@ -181,13 +148,14 @@ class Transformer(nn.Module):
     weights afterwards give a whole model. A tied model has no lm_head.
 
     Args:
-        attention: "sdpa", PyTorch's fused kernels, or "plain", written out, for tests.
+        attention: "auto", FlexAttention for masks on a GPU and else PyTorch's fused kernels; "sdpa", the latter;
+            "flex"; "plain", written out, for tests.
         dropout: on the embeddings and on what each half of a layer adds, in training mode; Phi-3 has none.
 
     Raises ArgumentError for an unknown attention path or a dropout outside 0..1 (1 excluded).
     """
 
-    def __init__(self, config: ModelConfig, *, attention: str = "sdpa", dropout: float = 0.0) -> None:
+    def __init__(self, config: ModelConfig, *, attention: str = "auto", dropout: float = 0.0) -> None:
         super().__init__()
         check_options(attention, dropout)
         self.config = config
@@ -195,29 +163,22 @@ class Transformer(nn.Module):
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.n_embd, config.n_vocab, bias=False)
         self.apply(initialise)
 
-    def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None, documents: Tensor | None = None) -> Tensor:
         """Logits, (B, T, V), of rows of token ids, (B, T).
 
-        lengths: real tokens of each row, the rest being padding on the right, whose logits mean nothing; None: all.
-        Each row's LongRoPE factors follow from its own length. Raises ArgumentError if they do not fit the tokens.
+        Args:
+            lengths: real tokens of each row, the rest being padding on the right, whose logits mean nothing; None: all.
+            documents: for rows that hold several documents, the document of each token, (B, T) integers: each run of
+                equal ids is one. Tokens see their own document alone, and their positions begin with it.
+
+        Each row's, and each document's, LongRoPE factors follow from its own length. Raises ArgumentError if lengths or
+        documents do not fit the tokens, or where both are given.
         """
-        x: Tensor = self.model(tokens, lengths)
+        x: Tensor = self.model(tokens, lengths, documents)
         if self.lm_head is None:
             return functional.linear(x, self.model.embed_tokens.weight)
         logits: Tensor = self.lm_head(x)
         return logits
-
-
-def row_lengths(tokens: Tensor, lengths: Sequence[int] | None) -> Sequence[int]:
-    """The length of each row, checked against the shape of tokens, (B, T). Raises ArgumentError."""
-    if tokens.ndim != 2 or not tokens.numel():
-        raise ArgumentError(f"tokens have shape {tuple(tokens.shape)}", "pass rows of token ids: (rows, tokens)")
-    n_rows, n_tokens = tokens.shape
-    if lengths is None:
-        return [n_tokens] * n_rows
-    if len(lengths) != n_rows:
-        raise ArgumentError(f"{len(lengths)} lengths were given for {n_rows} rows", "pass one length for each row")
-    return lengths
 
 
 def initialise(module: nn.Module) -> None:

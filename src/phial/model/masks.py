@@ -1,0 +1,86 @@
+"""Which keys each query may see: causality, a sliding window, packed documents, phi-3-small's blocks.
+
+One definition, KeyMask.sees, over indices; written out as a tensor for the plain and the fused path, or summed up by
+blocks for FlexAttention, which skips the blocks of which nothing is seen.
+
+Shapes: B rows, H query heads, T tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from phial.model.places import Places
+from phial.model.sparse import BlockPattern
+
+
+@dataclass(eq=False)
+class KeyMask:
+    """The mask of a batch, made once and shared by its layers.
+
+    Attributes:
+        window: keys a query sees at most, its own included; None: all.
+        pattern: the blocks that are seen, counted within each document; None: all.
+    """
+
+    places: Places
+    window: int | None = None
+    pattern: BlockPattern | None = None
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether every key up to the query's own is seen."""
+        n_tokens = self.places.n_tokens
+        narrow = self.window is not None and n_tokens > self.window
+        sparse = self.pattern is not None and n_tokens > self.pattern.local_blocks * self.pattern.block
+        return not narrow and not sparse and self.places.documents is None
+
+    def sees(self, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """Whether a query sees a key, for indices of any shapes that broadcast together."""
+        seen = key <= query
+        if self.window is not None:
+            seen = seen & (key > query - self.window)
+        if self.places.documents is not None:
+            number, position = self.places.documents, self.places.positions
+            seen = seen & (number[row, query] == number[row, key])
+            query, key = position[row, query], position[row, key]
+        if self.pattern is not None:
+            seen = seen & self.pattern.sees(head, query, key)
+        return seen
+
+    @cached_property
+    def dense(self) -> Tensor:
+        """(B or 1, H or 1, T, T) bool."""
+        extents = (*self._extents, self.places.n_tokens, self.places.n_tokens)
+        indices = (torch.arange(n or 1, device=self.places.positions.device) for n in extents)
+        return self.sees(*(index.view([-1 if i == d else 1 for i in range(4)]) for d, index in enumerate(indices)))
+
+    @cached_property
+    def blocks(self) -> BlockMask:
+        """The same for FlexAttention, in blocks of 128, whatever the pattern's are: its kernels are tuned for those."""
+
+        def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return self.sees(row, head, query, key)
+
+        device, n = self.places.positions.device, self.places.n_tokens
+        # Compiled on a GPU, lest (B, H, T, T) be written out on the way.
+        create = _compiled_create() if device.type == "cuda" else create_block_mask
+        blocks: BlockMask = create(sees, *self._extents, n, n, device=device)
+        return blocks
+
+    @property
+    def _extents(self) -> tuple[int | None, int | None]:
+        """Rows and heads that the mask tells apart, None for one that serves all."""
+        n_rows = None if self.places.documents is None else len(self.places.documents)
+        return n_rows, None if self.pattern is None else self.pattern.n_head
+
+
+@cache
+def _compiled_create() -> Any:
+    return torch.compile(create_block_mask)
