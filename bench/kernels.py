@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import sys
 from datetime import date
 from pathlib import Path
@@ -48,13 +49,20 @@ def measure(kind: GGMLType, threads: int) -> dict[str, object]:
     }
 
 
+def processor() -> str:
+    """The CPU's own name where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def markdown(rows: list[dict[str, object]], threads: int) -> str:
     lines = [
         f"# Kernels, {date.today().isoformat()}",
         "",
-        f"{_native.current_kernels()}, {threads} of {os.cpu_count()} threads, {COLUMNS} columns. Decode: one token",
-        f"against {ROWS} rows, as GB/s of the file's bytes. Eight: the time of eight tokens over that of one. Prefill: "
-        "512 tokens.",
+        f"{processor()}, {_native.current_kernels()}, {threads} of {os.cpu_count()} threads; {COLUMNS} columns.",
+        f"Decode: one token against {ROWS} rows, GB/s of the file's bytes. Eight: the time of eight tokens over that",
+        "of one. Prefill: 512 tokens. The machine is shared; each limit was read beside its row.",
         "",
         "| type | decode GB/s | of read bandwidth | eight tokens cost | prefill TOP/s | of the dot products' rate |",
         "|---|--:|--:|--:|--:|--:|",

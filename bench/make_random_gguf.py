@@ -1,7 +1,8 @@
 """Write a Phi-3-mini-shaped GGUF file with random weights: `python bench/make_random_gguf.py q4_k_m out.gguf`.
 
 Speed depends on shapes and types, not on what the weights say, so benchmarks need no download. The layouts are the
-published ones: Q4_0 everywhere but Q6_K for the output, or llama.cpp's Q4_K_M mixture (81 Q4_K, 32 Q5_K, 17 Q6_K).
+published ones: Q4_0 everywhere but Q6_K for the output, or llama.cpp's Q4_K_M mixture (81 Q4_K, 32 Q5_K, 17 Q6_K); any
+other type is used for every matrix alike. `--layers 8` makes a file a quarter the size, to compare types with.
 Random blocks are drawn once per type and cut up differently for each tensor; the text such a model writes is noise.
 """
 
@@ -21,7 +22,9 @@ from phial.gguf.blocks import BLOCK_SIZES, GGMLType, n_bytes, random_blocks
 from phial.gguf.container import read_gguf, write_gguf
 
 VOCABULARY, WIDTH, LAYERS, HEADS, INNER = 32064, 3072, 32, 32, 8192
-FILE_TYPE = {"q4_0": 2, "q4_k_m": 15}  # llama.cpp's numbers for general.file_type
+# llama.cpp's numbers for general.file_type
+FILE_TYPE = {"q4_0": 2, "q4_k_m": 15, "q4_1": 3, "q5_0": 8, "q5_1": 9, "q8_0": 7}
+FILE_TYPE |= {"q2_k": 10, "q3_k": 12, "q4_k": 14, "q5_k": 17, "q6_k": 18}
 POOL_BYTES = 4 << 20
 Tensor = tuple[str, tuple[int, ...], GGMLType]
 
@@ -32,13 +35,14 @@ def gets_more_bits(layer: int, layers: int = LAYERS) -> bool:
     return layer < eighth or layer >= layers - eighth or (layer - eighth) % 3 == 2
 
 
-def layout(mixture: str) -> list[Tensor]:
+def layout(mixture: str, layers: int = LAYERS) -> list[Tensor]:
     """Every tensor of the file: GGUF name, shape in numpy order (rows, columns), type."""
-    base = GGMLType.Q4_0 if mixture == "q4_0" else GGMLType.Q4_K
-    qkv = base if mixture == "q4_0" else GGMLType.Q5_K
+    base = GGMLType.Q4_K if mixture == "q4_k_m" else GGMLType[mixture.upper()]
+    qkv = GGMLType.Q5_K if mixture == "q4_k_m" else base
+    head = GGMLType.Q6_K if mixture in ("q4_0", "q4_k_m") else base
     tensors: list[Tensor] = [("token_embd.weight", (VOCABULARY, WIDTH), base)]
-    for layer in range(LAYERS):
-        down = GGMLType.Q6_K if mixture == "q4_k_m" and gets_more_bits(layer) else base
+    for layer in range(layers):
+        down = GGMLType.Q6_K if mixture == "q4_k_m" and gets_more_bits(layer, layers) else base
         tensors += [
             (f"blk.{layer}.attn_norm.weight", (WIDTH,), GGMLType.F32),
             (f"blk.{layer}.attn_qkv.weight", (3 * WIDTH, WIDTH), qkv),
@@ -50,7 +54,7 @@ def layout(mixture: str) -> list[Tensor]:
     return [
         *tensors,
         ("output_norm.weight", (WIDTH,), GGMLType.F32),
-        ("output.weight", (VOCABULARY, WIDTH), GGMLType.Q6_K),
+        ("output.weight", (VOCABULARY, WIDTH), head),
     ]
 
 
@@ -106,7 +110,7 @@ def tokenizer_metadata(vocabulary: Path | None) -> dict[str, Any]:
     }
 
 
-def metadata(mixture: str, vocabulary: Path | None) -> dict[str, Any]:
+def metadata(mixture: str, layers: int, vocabulary: Path | None) -> dict[str, Any]:
     """All keys of the file, as the published conversions have them."""
     return {
         "general.architecture": "phi3",
@@ -117,7 +121,7 @@ def metadata(mixture: str, vocabulary: Path | None) -> dict[str, Any]:
         "phi3.rope.scaling.original_context_length": 4096,
         "phi3.embedding_length": WIDTH,
         "phi3.feed_forward_length": INNER,
-        "phi3.block_count": LAYERS,
+        "phi3.block_count": layers,
         "phi3.attention.head_count": HEADS,
         "phi3.attention.head_count_kv": HEADS,
         "phi3.attention.layer_norm_rms_epsilon": 1e-5,
@@ -140,11 +144,15 @@ def main() -> None:
     parser.add_argument("mixture", choices=sorted(FILE_TYPE))
     parser.add_argument("output", type=Path)
     parser.add_argument("--vocabulary", type=Path, default=find_vocabulary(), help="GGUF file whose tokenizer to take")
+    parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     data = RandomData(arguments.seed)
-    tensors = [(name, shape, kind, data.chunks(shape, kind)) for name, shape, kind in layout(arguments.mixture)]
-    write_gguf(arguments.output, metadata(arguments.mixture, arguments.vocabulary), tensors)
+    tensors = [
+        (name, shape, kind, data.chunks(shape, kind))
+        for name, shape, kind in layout(arguments.mixture, arguments.layers)
+    ]
+    write_gguf(arguments.output, metadata(arguments.mixture, arguments.layers, arguments.vocabulary), tensors)
     counts = Counter(kind.name for _, _, kind, _ in tensors)
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e9:.2f} GB, {dict(counts)}")
 
