@@ -17,8 +17,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -114,16 +114,30 @@ class Comparison:
         self.peers = [Worker(str(options.peers / "bin" / "python"), "llama_cpp", processes) for _ in settings]
         context = max([*options.prefill, *(depth + options.tokens for depth in options.depth)]) + 64
         load = {"path": str(path), "threads": options.threads, "context": context}
-        self.facts = self.ours("load", **load)
+        self.facts = self.ours("load", **load, cache_type=options.cache_type, kernels=options.kernels)
         peer_facts = [p("load", **load, flash_attention=s) for p, s in zip(self.peers, settings, strict=True)]
         self.engines = [self.facts["engine"], *(facts["engine"] for facts in peer_facts)]
 
     def rows(self) -> Iterator[Row]:
         """Run everything, row by row."""
+        seen: dict[str, Row] = {}
         for case in self.cases:
-            yield self.compare(case)
+            row = self.compare(case)
+            seen[row.name] = row
+            yield row
+        if self.options.shared_core:
+            yield from self.shared_core(seen)
         ours, peer = self.ours("peak") / 1e6, min(p("peak") for p in self.peers) / 1e6
         yield Row(f"{self.path.stem} peak resident MB", ours, peer, peer / ours, None)
+
+    def shared_core(self, undisturbed: dict[str, Row]) -> Iterator[Row]:
+        """Prefill and decode again beside a busy loop on one core; the fraction is of each engine's undisturbed speed."""
+        for case in [Case("prefill", 64), Case("decode", self.options.tokens)]:
+            with busy_core():
+                row = self.compare(case)
+            alone = undisturbed.get(f"{self.path.stem} {case.label} tok/s")
+            kept = row.ours / alone.ours if alone else None
+            yield replace(row, name=f"{row.name}, a core shared", limit_fraction=kept)
 
     def compare(self, case: Case) -> Row:
         workers = [self.ours, *self.peers]
@@ -150,6 +164,19 @@ class Comparison:
         window = self.facts["window"] or sys.maxsize
         cached = sum(min(case.depth + i + 1, window) for i in range(case.n)) / case.n
         return weight_bytes(self.path) + cached * float(self.facts["cache_bytes_per_token"])
+
+
+@contextmanager
+def busy_core() -> Iterator[None]:
+    """A process that does nothing but keep the last core busy, at this process's own priority."""
+    core = max(os.sched_getaffinity(0))
+    loop = f"import os\nos.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
+    process = subprocess.Popen([sys.executable, "-c", loop])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def processor() -> str:
@@ -205,6 +232,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--depth", type=int, nargs="*", default=[0, 2048], metavar="N", help="decode behind N tokens")
     parser.add_argument("--tokens", type=int, default=32, help="tokens decoded a turn")
     parser.add_argument("--peer-flash-attn", choices=["auto", "on", "off", "best"], default="auto")
+    parser.add_argument("--shared-core", action="store_true", help="measure beside a busy loop on one core too (Linux)")
+    parser.add_argument(
+        "--cache-type", default="f16", choices=["f16", "bf16", "q8_0"], help="phial's; the peer keeps f16"
+    )
+    parser.add_argument("--kernels", help="kernel set of phial; default: the fastest")
     parser.add_argument("--peers", type=Path, default=default_peers, help="environment made by `make peers`")
     parser.add_argument("--json", action="store_true", help="one row a line: name, ours, peer, ratio, limit_fraction")
     parser.add_argument("--table", type=Path, help="write the dated markdown table here too (bench/results/...)")

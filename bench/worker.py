@@ -37,10 +37,12 @@ class Runner(Protocol):
 class Phial:
     """phial, through the engine every other part of it uses."""
 
-    def __init__(self, path: str, threads: int, context: int, cache_type: str = "f16") -> None:
+    def __init__(self, path: str, threads: int, context: int, cache_type: str, kernels: str | None) -> None:
         from phial.engine.engine import Engine
 
-        self.engine = Engine.open(path, n_threads=threads, n_threads_batch=threads, cache_type=cache_type)
+        self.engine = Engine.open(
+            path, n_threads=threads, n_threads_batch=threads, cache_type=cache_type, kernels=kernels
+        )
         self.session = self.engine.session(context)
         self.n_vocab = self.engine.config.n_vocab
         self.cache_type = cache_type
