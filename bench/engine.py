@@ -131,7 +131,7 @@ class Comparison:
         yield Row(f"{self.path.stem} peak resident MB", ours, peer, peer / ours, None)
 
     def shared_core(self, undisturbed: dict[str, Row]) -> Iterator[Row]:
-        """Prefill and decode again beside a busy loop on one core; the fraction is of each engine's undisturbed speed."""
+        """Prefill and decode again beside a busy loop on one core; the fraction is of phial's undisturbed speed."""
         for case in [Case("prefill", 64), Case("decode", self.options.tokens)]:
             with busy_core():
                 row = self.compare(case)
