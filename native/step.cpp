@@ -272,18 +272,19 @@ void Step::matmul_few(Worker& w, const Job* jobs, int n_jobs, const Activations&
         }
 }
 
-// Puts 16 results of one token where they belong.
-void Step::finish_tile(const Job& job, int tile, int token, const float* tile_out) const {
-    const int columns = std::min(TILE_ROWS, job.a->rows - tile * TILE_ROWS);
-    float* out = job.out + (size_t)token * job.ld + (size_t)tile * TILE_ROWS;
+// Puts one token's results for up to 32 rows, from `row` on, where they belong.
+void Step::finish_rows(const Job& job, int row, int rows, int token, const float* values) const {
+    float* out = job.out + (size_t)token * job.ld + row;
     const auto put = [&](int n) {
         if (job.mode == Mode::ADD)
-            for (int i = 0; i < n; i++) out[i] += tile_out[i];
+            for (int i = 0; i < n; i++) out[i] += values[i];
         else
-            for (int i = 0; i < n; i++) out[i] = tile_out[i];
+            for (int i = 0; i < n; i++) out[i] = values[i];
     };
-    if (columns == TILE_ROWS) put(TILE_ROWS);  // a length the compiler knows
-    else put(columns);
+    rows = std::min(rows, job.a->rows - row);
+    if (rows == 2 * TILE_ROWS) put(2 * TILE_ROWS);  // lengths the compiler knows
+    else if (rows == TILE_ROWS) put(TILE_ROWS);
+    else put(rows);
 }
 
 // SWIGLU: the gate's results lie where the product with these, the up's, goes.
@@ -298,7 +299,7 @@ void Step::tile_gemv(const Worker& w, const Job& job, int tile, const Activation
             std::memcpy(gate, job.out + (size_t)t * job.ld + (size_t)tile * TILE_ROWS, sizeof(float) * (size_t)columns);
             k_.silu_mul(gate, row, TILE_ROWS, row);
         }
-        finish_tile(job, tile, t, row);
+        finish_rows(job, TILE_ROWS * tile, TILE_ROWS, t, row);
     }
 }
 
@@ -325,8 +326,7 @@ void Step::tile_pair(Worker& w, const Job& job, int pair, const Activations& a, 
         for (int t = 0; t < n; t++) {
             float* row = out + 2 * TILE_ROWS * t;
             if (swiglu) k_.silu_mul(row, row + TILE_ROWS, TILE_ROWS, row);
-            finish_tile(job, first, t0 + t, row);
-            if (!swiglu && !alone) finish_tile(job, second, t0 + t, row + TILE_ROWS);
+            finish_rows(job, TILE_ROWS * first, swiglu || alone ? TILE_ROWS : 2 * TILE_ROWS, t0 + t, row);
         }
     }
 }

@@ -78,7 +78,7 @@ class Step {
     void matmul_few(Worker& w, const Job* jobs, int n_jobs, const Activations& a, int tokens);
     void tile_gemv(const Worker& w, const Job& job, int tile, const Activations& a, int tokens);
     void tile_pair(Worker& w, const Job& job, int pair, const Activations& a, int begin, int end);
-    void finish_tile(const Job& job, int tile, int token, const float* tile_out) const;
+    void finish_rows(const Job& job, int row, int rows, int token, const float* values) const;
     void rope_and_store(Worker& w, int layer);
     void attention(Worker& w, int layer);
     void attention_item(const AttentionItem& item, QueryTile& tile);
