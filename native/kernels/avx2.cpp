@@ -39,6 +39,7 @@ template <int N> INLINE static Codes shift_right(Codes c) {
 template <int N> INLINE static Codes shift_left(Codes c) {
     return {{_mm256_slli_epi16(c.v[0], N), _mm256_slli_epi16(c.v[1], N)}};
 }
+INLINE static void opaque(Codes& c) { __asm__ __volatile__("" : "+x"(c.v[0]), "+x"(c.v[1])); }
 INLINE static Codes low_nibble(Codes c) { return and_byte(c, 15); }
 INLINE static Codes high_nibble(Codes c) { return and_byte(shift_right<4>(c), 15); }
 INLINE static Codes or_codes(Codes a, Codes b) {

@@ -24,6 +24,7 @@ bool is_float_type(Type t) { return is_float(t); }
 
 INLINE static Codes load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 INLINE static void store_codes(uint8_t* p, Codes c) { _mm512_storeu_si512(p, c); }
+INLINE static void opaque(Codes& c) { __asm__ __volatile__("" : "+v"(c)); }  // the compiler knows nothing of it now
 INLINE static Codes low_nibble(Codes v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 INLINE static Codes high_nibble(Codes v) { return low_nibble(_mm512_srli_epi16(v, 4)); }
 INLINE static Codes or_codes(Codes a, Codes b) { return _mm512_or_si512(a, b); }

@@ -30,6 +30,9 @@ template <int N> INLINE static Codes shift_left(Codes c) {
     if constexpr (N > 0) QUARTERS c.v[i] = vshlq_n_u8(c.v[i], N);
     return c;
 }
+INLINE static void opaque(Codes& c) {
+    __asm__ __volatile__("" : "+w"(c.v[0]), "+w"(c.v[1]), "+w"(c.v[2]), "+w"(c.v[3]));
+}
 INLINE static Codes low_nibble(Codes c) { return and_byte(c, 15); }
 INLINE static Codes high_nibble(Codes c) { return shift_right<4>(c); }
 INLINE static Codes or_codes(Codes a, Codes b) {

@@ -32,6 +32,7 @@ INLINE static Codes load_codes(const uint8_t* p) {
     return each_byte([&](int i) { return p[i]; });
 }
 INLINE static void store_codes(uint8_t* p, Codes c) { __builtin_memcpy(p, c.v, 64); }
+INLINE static void opaque(Codes& c) { __asm__ __volatile__("" : "+m"(c)); }
 INLINE static Codes low_nibble(Codes c) {
     return each_byte([&](int i) { return (uint8_t)(c.v[i] & 15); });
 }

@@ -172,12 +172,20 @@ static double dots(int n) {
     constexpr int SUMS = PANEL_PAIR ? 12 : 4;
     uint8_t bytes[64];
     for (int i = 0; i < 64; i++) bytes[i] = (uint8_t)(n + i) & 15;
-    const Codes c = load_codes(bytes);
-    const Inputs in = broadcast4((const int8_t*)bytes);
+    Codes c = load_codes(bytes);
+    Inputs in[SUMS];
     Ints x[SUMS];
-    for (int i = 0; i < SUMS; i++) x[i] = set1_i(i);
-    for (int k = 0; k < n; k++)
-        unrolled<SUMS>([&](auto i) INLINE_LAMBDA { x[decltype(i)::value] = dot(x[decltype(i)::value], c, in); });
+    for (int i = 0; i < SUMS; i++) {
+        in[i] = broadcast4((const int8_t*)bytes + i);
+        x[i] = set1_i(i);
+    }
+    for (int k = 0; k < n; k++) {
+        opaque(c);  // else what does not depend on the sums would move out of the loop
+        unrolled<SUMS>([&](auto i) INLINE_LAMBDA {
+            constexpr int I = decltype(i)::value;
+            x[I] = dot(x[I], c, in[I]);
+        });
+    }
     int total = 0;
     for (int i = 0; i < SUMS; i++) total += sum_lanes_i(x[i]);
     return 128.0 * SUMS * n + (total == 1);  // the sum must count for something, or nothing is computed
