@@ -10,6 +10,7 @@
 #include "cpu.h"
 #include "measure.h"
 #include "model.h"
+#include "quantize.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -138,6 +139,29 @@ nb::object matmul(int type, int rows, int columns, const Array<uint8_t>& data, c
     return owned_array(out, (size_t)n, (size_t)rows);
 }
 
+using Quantized = std::tuple<nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>, double, double>;
+
+Quantized quantize_tensor(int type, int source, const Array<uint8_t, 2>& x, const Array<float>& weights,
+                          const Array<float, 2>& trials, const Array<int32_t, 2>& moves, int rounds, int n_threads) {
+    const BlockSize block = block_size(checked_type(type)), value = block_size(checked_type(source));
+    const size_t rows = x.shape(0), columns = weights.size();
+    if (!is_float((Type)source)) fail("the source must be of a float type");
+    if (x.shape(1) != columns * (size_t)value.bytes) fail("a weight per column, please");
+    if (trials.shape(0) < 1 || trials.shape(1) != 2 || moves.shape(1) != 2) fail("trials and moves are pairs");
+    if (n_threads < 1 || n_threads > MAX_THREADS) fail("n_threads is 1 to " + std::to_string(MAX_THREADS));
+    const ScalePlan plan = {trials.data(), moves.data(), (int)trials.shape(0), (int)moves.shape(0), rounds};
+    const size_t bytes = rows * (columns / (size_t)block.elements) * (size_t)block.bytes;
+    std::unique_ptr<uint8_t[]> out(new uint8_t[std::max<size_t>(bytes, 1)]);
+    WeightedError sums;
+    {
+        nb::gil_scoped_release release;
+        sums = quantize((Type)type, (Type)source, x.data(), (int64_t)rows, (int64_t)columns, weights.data(), plan,
+                        n_threads, out.get());
+    }
+    nb::capsule owner(out.get(), [](void* p) noexcept { delete[] (uint8_t*)p; });
+    return {{out.release(), {bytes}, owner}, sums.error, sums.power};
+}
+
 template <class F> auto timed(int n_threads, double seconds, F&& measure) {
     if (n_threads < 1 || n_threads > MAX_THREADS || !(seconds > 0 && seconds < 60)) fail("n_threads >= 1 and 0 < seconds < 60");
     nb::gil_scoped_release release;
@@ -203,6 +227,8 @@ NB_MODULE(_native, m) {
           "n_threads"_a, "seconds"_a, "int8 dot products in registers, 10^9 operations a second.");
     m.def("matmul_seconds", &time_matmul, "type"_a, "rows"_a, "columns"_a, "tokens"_a, "n_threads"_a, "seconds"_a,
           "Best time of a product of packed weights with quantised activations.");
+    m.def("quantize", &quantize_tensor, "type"_a, "source"_a, "x"_a, "weights"_a, "trials"_a, "moves"_a, "rounds"_a,
+          "n_threads"_a, "The blocks of x (rows, bytes), and weighted sums: see Encoded in gguf/scale_search.py.");
     m.def("matmul", &matmul, "type"_a, "rows"_a, "columns"_a, "data"_a, "x"_a, "panels"_a,
           "x (tokens, columns) times the ggml blocks in data (rows, columns), by gemv or panels: for kernel tests.");
 

@@ -46,6 +46,31 @@ struct Panel {
     bool sub16, has_min, wide, is_float;
 };
 
+// What the search for scales tries: see gguf/scale_search_numpy.py.
+struct ScalePlan {
+    const float* trials;   // (n_trials, 2)
+    const int32_t* moves;  // (n_moves, 2)
+    int n_trials, n_moves, rounds;
+};
+
+// A block's values in up to 16 rows, `stride` bytes apart, F32, F16 or BF16; the weights of their squared errors, and the
+// sum of these in each group.
+struct BlockRows {
+    Type source;
+    const uint8_t* x;
+    int64_t stride;
+    int rows;
+    const float *w, *w_sums;
+};
+
+// One block of 16 rows with its scales found, each plane (…, 16 rows).
+struct ScaledBlock {
+    uint8_t codes[256 * TILE_ROWS];  // plus the type's bias: as they are stored
+    int8_t scale[16 * TILE_ROWS], minimum[16 * TILE_ROWS];  // K types
+    uint16_t d[TILE_ROWS], m[TILE_ROWS];                    // float16
+    float error[TILE_ROWS], power[TILE_ROWS];  // weighted sums of squares: what is lost, what there was
+};
+
 struct Kernels {
     const char* name;
     int panel_tokens;  // tokens a panel step takes at once: the model groups by it
@@ -76,6 +101,8 @@ struct Kernels {
     void (*to_half)(const float* x, int n, uint16_t* y);
     void (*to_bf16)(const float* x, int n, uint16_t* y);  // both to nearest, ties to even
     double (*dots)(int n);  // n times as many dot products as fill the registers; returns operations done by one thread
+    // d is not finite where a row holds NaN or infinity or needs a scale beyond float16.
+    void (*search_scales)(Type type, const BlockRows& in, const ScalePlan& plan, ScaledBlock& out);
     double (*read)(const void* data, size_t bytes);  // touches every cache line; for measuring read bandwidth
 };
 

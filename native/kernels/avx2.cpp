@@ -173,6 +173,24 @@ INLINE static Floats zero_below(Floats v, Floats x, float limit) {
     return {{_mm256_and_ps(v.v[0], _mm256_cmp_ps(x.v[0], l, _CMP_GE_OQ)),
              _mm256_and_ps(v.v[1], _mm256_cmp_ps(x.v[1], l, _CMP_GE_OQ))}};
 }
+INLINE static __m256 select_half(__m256 a, __m256 b, __m256 x, __m256 y) {
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+INLINE static Floats select_less(Floats a, Floats b, Floats x, Floats y) {
+    return {{select_half(a.v[0], b.v[0], x.v[0], y.v[0]), select_half(a.v[1], b.v[1], x.v[1], y.v[1])}};
+}
+INLINE static void store_transposed(float* p, Floats a, Floats b, Floats c, Floats d) {
+    for (int h = 0; h < 2; h++) {
+        const __m256 ab[2] = {_mm256_unpacklo_ps(a.v[h], b.v[h]), _mm256_unpackhi_ps(a.v[h], b.v[h])};
+        const __m256 cd[2] = {_mm256_unpacklo_ps(c.v[h], d.v[h]), _mm256_unpackhi_ps(c.v[h], d.v[h])};
+        for (int i = 0; i < 4; i++) {
+            const __m256 x = i % 2 ? _mm256_shuffle_ps(ab[i / 2], cd[i / 2], 0xEE)
+                                   : _mm256_shuffle_ps(ab[i / 2], cd[i / 2], 0x44);
+            _mm_storeu_ps(p + 16 * (8 * h + i), _mm256_castps256_ps128(x));
+            _mm_storeu_ps(p + 16 * (8 * h + i + 4), _mm256_extractf128_ps(x, 1));
+        }
+    }
+}
 INLINE static float square_root(float v) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(v))); }
 
 #include "tile.h"

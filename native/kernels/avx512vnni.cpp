@@ -104,6 +104,21 @@ INLINE static Floats power_of_two(Ints n) {
 INLINE static Floats zero_below(Floats v, Floats x, float limit) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GE_OQ), v);
 }
+INLINE static Floats select_less(Floats a, Floats b, Floats x, Floats y) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
+INLINE static void store_transposed(float* p, Floats a, Floats b, Floats c, Floats d) {
+    const __m512 ab[2] = {_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)};
+    const __m512 cd[2] = {_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)};
+    for (int i = 0; i < 4; i++) {
+        const __m512 x = i % 2 ? _mm512_shuffle_ps(ab[i / 2], cd[i / 2], 0xEE)
+                               : _mm512_shuffle_ps(ab[i / 2], cd[i / 2], 0x44);
+        _mm_storeu_ps(p + 16 * i, _mm512_castps512_ps128(x));
+        _mm_storeu_ps(p + 16 * (i + 4), _mm512_extractf32x4_ps(x, 1));
+        _mm_storeu_ps(p + 16 * (i + 8), _mm512_extractf32x4_ps(x, 2));
+        _mm_storeu_ps(p + 16 * (i + 12), _mm512_extractf32x4_ps(x, 3));
+    }
+}
 INLINE static float square_root(float v) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(v))); }
 
 #include "tile.h"

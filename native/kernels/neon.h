@@ -171,4 +171,17 @@ INLINE static Floats zero_below(Floats v, Floats x, float limit) {
         return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v.v[i]), keep));
     });
 }
+INLINE static Floats select_less(Floats a, Floats b, Floats x, Floats y) {
+    return each([&](int i) INLINE_LAMBDA { return vbslq_f32(vcltq_f32(a.v[i], b.v[i]), x.v[i], y.v[i]); });
+}
+INLINE static void store_transposed(float* p, Floats a, Floats b, Floats c, Floats d) {
+    QUARTERS {
+        const float32x4_t ab[2] = {vzip1q_f32(a.v[i], b.v[i]), vzip2q_f32(a.v[i], b.v[i])};
+        const float32x4_t cd[2] = {vzip1q_f32(c.v[i], d.v[i]), vzip2q_f32(c.v[i], d.v[i])};
+        for (int j = 0; j < 2; j++) {
+            vst1q_f32(p + 16 * (4 * i + 2 * j), vcombine_f32(vget_low_f32(ab[j]), vget_low_f32(cd[j])));
+            vst1q_f32(p + 16 * (4 * i + 2 * j + 1), vcombine_f32(vget_high_f32(ab[j]), vget_high_f32(cd[j])));
+        }
+    }
+}
 INLINE static float square_root(float v) { return vget_lane_f32(vsqrt_f32(vdup_n_f32(v)), 0); }

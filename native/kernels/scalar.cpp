@@ -191,6 +191,13 @@ INLINE static Floats power_of_two(Ints n) {
 INLINE static Floats zero_below(Floats v, Floats x, float limit) {
     return each([&](int i) { return x.v[i] >= limit ? v.v[i] : 0.0f; });
 }
+INLINE static Floats select_less(Floats a, Floats b, Floats x, Floats y) {  // a < b ? x : y
+    return each([&](int i) { return a.v[i] < b.v[i] ? x.v[i] : y.v[i]; });
+}
+// p (16, stride 16) becomes the transpose of four vectors.
+INLINE static void store_transposed(float* p, Floats a, Floats b, Floats c, Floats d) {
+    LANES p[16 * i] = a.v[i], p[16 * i + 1] = b.v[i], p[16 * i + 2] = c.v[i], p[16 * i + 3] = d.v[i];
+}
 INLINE static float square_root(float v) { return __builtin_sqrtf(v); }
 
 #include "tile.h"

@@ -420,8 +420,10 @@ static void tiles(Type type, const uint8_t* a, const uint8_t* b, const Activatio
 }
 
 #include "vector.h"
+#include "scale_search.h"
 
 static const Kernels table = {
-    KERNELS_NAME, PANEL_TOKENS, quantize, gemv, expand, panels, PANEL_PAIR ? tiles : nullptr, rms_norm, silu_mul, rotate_half, softmax,
-    values_16<Type::F16>, values_16<Type::BF16>, values_q8, scale_add, to_16<Type::F16>, to_16<Type::BF16>, dots, read_lines,
+    KERNELS_NAME, PANEL_TOKENS, quantize, gemv, expand, panels, PANEL_PAIR ? tiles : nullptr, rms_norm, silu_mul,
+    rotate_half, softmax, values_16<Type::F16>, values_16<Type::BF16>, values_q8, scale_add, to_16<Type::F16>,
+    to_16<Type::BF16>, dots, search_scales, read_lines,
 };

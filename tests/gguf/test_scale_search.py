@@ -6,14 +6,22 @@ bytes are worth. Leaves out speed (bench/quantize.py).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from phial.errors import ArgumentError, FormatError
+from phial.gguf import scale_search
 from phial.gguf.blocks import GGMLType, dequantize, quantize
 from phial.gguf.formats import FORMATS
-from phial.gguf.scale_search import encode
+from phial.gguf.scale_search import encode, search
+
+try:
+    from phial import _native as native
+except ImportError:  # then the numpy definition alone is tested
+    native = None
 
 Floats = NDArray[np.float32]
 TYPES = list(FORMATS)
@@ -42,6 +50,21 @@ def rmse(x: Floats, data: NDArray[np.uint8], type: GGMLType, importance: Floats 
     return float(np.sqrt(np.average(squares.mean(axis=0), weights=importance)))
 
 
+KERNELS = native.kernel_sets() if native else ["numpy"]
+
+
+@pytest.fixture(params=KERNELS)
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each kernel set in turn."""
+    if native is None:
+        yield request.param
+        return
+    before = native.current_kernels()
+    native.use_kernels(request.param)
+    yield request.param
+    native.use_kernels(before)
+
+
 every_type = pytest.mark.parametrize("type", TYPES, ids=lambda t: t.name)
 
 
@@ -53,6 +76,51 @@ def test_the_error_is_below_that_of_rounding_to_nearest(type: GGMLType, kind: st
     weighted = rmse(x, encode(x, type, importance), type, importance)
     assert weighted < 0.9 * rmse(x, quantize(x, type), type, importance)
     assert weighted < 0.99 * rmse(x, encode(x, type), type, importance)
+
+
+@every_type
+@pytest.mark.parametrize("weighted", [False, True], ids=["even", "weighted"])
+def test_every_kernel_set_finds_what_the_definition_finds(
+    kernels: str, type: GGMLType, weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums run in another order and multiply-adds are fused, so near ties may fall differently: the errors agree."""
+    x, importance = tensor("laplace", 5, 768), importances(768) if weighted else None
+    x[0, :32] = 0
+    x[1, 100:120] *= 1000
+    x[2, :256] = np.abs(x[2, :256])
+    found = search(x, type, importance)
+    monkeypatch.setattr(scale_search, "_native", None)
+    truth = search(x, type, importance)
+    assert found.error == pytest.approx(truth.error, rel=1e-3)
+    assert found.power == pytest.approx(truth.power, rel=1e-5)
+    assert np.mean(found.data == truth.data) > 0.8  # a K block that fell differently is 7 % of these
+
+
+@every_type
+@pytest.mark.parametrize("weighted", [False, True], ids=["even", "weighted"])
+def test_the_error_claimed_is_that_of_the_decoded_values(kernels: str, type: GGMLType, weighted: bool) -> None:
+    x, importance = tensor("heavy", 19, 512), importances(512) if weighted else None
+    found = search(x, type, importance)
+    weights = np.ones(512) if importance is None else importance / importance.mean(dtype=np.float64)
+    lost = np.square(dequantize(found.data, type, x.shape).astype(np.float64) - x) @ weights
+    assert found.error == pytest.approx(lost.sum(), rel=1e-4)
+    assert found.power == pytest.approx((np.square(x.astype(np.float64)) @ weights).sum(), rel=1e-5)
+
+
+@every_type
+def test_half_precision_sources_are_read_as_they_are(kernels: str, type: GGMLType) -> None:
+    x = tensor("normal", 18, 256)
+    half, bfloat = x.astype(np.float16), (x.view(np.uint32) >> 16).astype(np.uint16)
+    assert np.array_equal(encode(half, type), encode(half.astype(np.float32), type))
+    assert np.array_equal(encode(bfloat, type), encode((bfloat.astype(np.uint32) << 16).view(np.float32), type))
+
+
+@every_type
+def test_the_number_of_threads_changes_nothing(type: GGMLType) -> None:
+    x, importance = tensor("laplace", 70, 512), importances(512)
+    alone = search(x, type, importance, n_threads=1)
+    together = search(x, type, importance, n_threads=2)
+    assert np.array_equal(alone.data, together.data) and alone[1:] == together[1:]
 
 
 @every_type
@@ -89,9 +157,9 @@ def test_groups_without_importance_count_as_evenly_weighted(type: GGMLType) -> N
 @every_type
 @pytest.mark.parametrize("level", [0.0, 1.0, -3.0, 0.37, 1e-2, 1e3, -2e4])
 def test_one_value_repeated_is_kept(type: GGMLType, level: float) -> None:
-    """To the precision of the float16 scales; K blocks multiply two roundings."""
+    """To the precision of the scales: the smallest of these levels makes d of a K block a subnormal of nine bits."""
     x = np.full((2, 256), level, np.float32)
-    assert np.allclose(dequantize(encode(x, type), type, x.shape), x, rtol=2e-3, atol=0)
+    assert np.allclose(dequantize(encode(x, type), type, x.shape), x, rtol=3e-3, atol=0)
 
 
 @every_type
@@ -129,7 +197,7 @@ def test_rows_do_not_depend_on_each_other(type: GGMLType) -> None:
 
 @every_type
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_and_importances_that_are_no_numbers_are_refused(type: GGMLType, bad: float) -> None:
+def test_values_and_importances_that_are_no_numbers_are_refused(kernels: str, type: GGMLType, bad: float) -> None:
     x, importance = np.ones((2, 256), np.float32), np.ones(256, np.float32)
     importance[7] = bad
     with pytest.raises(ArgumentError, match=f"importance of {bad}"):
@@ -153,9 +221,10 @@ def test_unusable_importances_are_refused(importance: NDArray[np.float64], says:
 
 
 @every_type
-def test_scales_beyond_float16_are_refused(type: GGMLType) -> None:
+@pytest.mark.parametrize("value", [3e38, -3e38, 1e20, -1e20, 1e9, -1e9])
+def test_scales_beyond_float16_are_refused(kernels: str, type: GGMLType, value: float) -> None:
     x = np.ones((2, 256), np.float32)
-    x[1, 100] = 3e38
+    x[1, 100] = value
     with pytest.raises(ArgumentError, match="does not fit float16"):
         encode(x, type)
 

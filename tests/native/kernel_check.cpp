@@ -389,6 +389,74 @@ void check_values(const Kernels& set) {
     check(acc, [&](int i) { return q[i] * value_of(scale[i / 32]); }, "values_q8");
 }
 
+// ---- the search for scales ------------------------------------------------------------------------------------------
+
+struct Coding { Type type; int bias, group, groups; bool affine, k; };
+constexpr Coding CODINGS[] = {
+    {Type::Q4_0, 8, 32, 1, false, false}, {Type::Q4_1, 0, 32, 1, true, false},  {Type::Q5_0, 16, 32, 1, false, false},
+    {Type::Q5_1, 0, 32, 1, true, false},  {Type::Q8_0, 0, 32, 1, false, false}, {Type::Q2_K, 0, 16, 16, true, true},
+    {Type::Q3_K, 4, 16, 16, false, true}, {Type::Q4_K, 0, 32, 8, true, true},   {Type::Q5_K, 0, 32, 8, true, true},
+    {Type::Q6_K, 32, 16, 16, false, true},
+};
+
+double decoded(const Coding& c, const ScaledBlock& b, int i, int row) {
+    const int at = 16 * (i / c.group) + row, byte = b.codes[16 * i + row];
+    const int code = c.type == Type::Q8_0 ? (int8_t)byte : byte - c.bias;
+    const double step = value_of(b.d[row]) * (c.k ? b.scale[at] : 1);
+    const double low = !c.affine ? 0 : c.k ? -value_of(b.m[row]) * b.minimum[at] : value_of(b.m[row]);
+    return code * step + low;
+}
+
+// What is claimed to be lost is what is lost, and it is what the scalar set loses but for near ties.
+void check_search(const Kernels& set, const Coding& c) {
+    constexpr int ROWS = 13, STRIDE = 300;
+    const int n = c.group * c.groups;
+    const float trials[][2] = {{c.affine ? 0.3f : -1.01f * c.bias, 0.2f}, {c.affine ? -0.4f : -0.9f * c.bias, -0.5f}};
+    const float q8[][2] = {{-127, 0}, {-125, 0}};
+    const int32_t moves[][2] = {{1, 0}, {-1, 0}, {1, 1}, {-1, -1}};
+    const ScalePlan plan = {c.type == Type::Q8_0 ? q8[0] : trials[0], moves[0], 2, 4, 2};
+    const Floats x = random_floats(ROWS * STRIDE), random = random_floats(n);
+    Floats w, w_sums(c.groups);
+    for (int i = 0; i < n; i++) w.push_back(random[i] * random[i] + 0.01f), w_sums[i / c.group] += w[i];
+    const BlockRows in = {Type::F32, (const uint8_t*)x.data(), 4 * STRIDE, ROWS, w.data(), w_sums.data()};
+    ScaledBlock mine, scalar;
+    set.search_scales(c.type, in, plan, mine);
+    scalar_kernels().search_scales(c.type, in, plan, scalar);
+    double total = 0, scalar_total = 0;
+    for (int r = 0; r < 16; r++) {
+        double error = 0, power = 0;
+        for (int i = 0; i < n; i++) {
+            const double v = r < ROWS ? x[r * STRIDE + i] : 0, lost = v - decoded(c, mine, i, r);
+            error += w[i] * lost * lost, power += w[i] * v * v;
+        }
+        near(mine.power[r], power, 1e-5 * power, "search: power", c.type);
+        near(mine.error[r], error, 1e-3 * error, "search: error claimed", c.type);
+        expect(error < 0.1 * power || r >= ROWS, "search: error is small", c.type);
+        total += mine.error[r], scalar_total += scalar.error[r];
+    }
+    near(total, scalar_total, 0.02 * scalar_total, "search: error against the scalar set's", c.type);
+}
+
+void check_sources(const Kernels& set) {
+    std::vector<uint16_t> half(16 * 32);
+    Floats f16(half.size()), bf16(half.size()), w(32, 1.0f);
+    for (size_t i = 0; i < half.size(); i++) {
+        half[i] = finite_half();
+        const uint32_t bits = (uint32_t)half[i] << 16;
+        f16[i] = (float)value_of(half[i]);
+        std::memcpy(&bf16[i], &bits, 4);
+    }
+    const float trial[] = {-127, 0}, sum = 32;
+    const ScalePlan plan = {trial, nullptr, 1, 0, 0};
+    for (Type source : {Type::F16, Type::BF16}) {
+        const Floats& floats = source == Type::F16 ? f16 : bf16;
+        ScaledBlock a{}, b{};
+        set.search_scales(Type::Q8_0, {source, (const uint8_t*)half.data(), 64, 16, w.data(), &sum}, plan, a);
+        set.search_scales(Type::Q8_0, {Type::F32, (const uint8_t*)floats.data(), 128, 16, w.data(), &sum}, plan, b);
+        expect(!std::memcmp(a.codes, b.codes, 512) && !std::memcmp(a.d, b.d, 32), "search: source", source);
+    }
+}
+
 void check_set(const Kernels& set) {
     for (size_t i = 0; i < std::size(TYPES); i++) {
         const int block = std::max(block_size(TYPES[i]).elements, 32);
@@ -406,6 +474,8 @@ void check_set(const Kernels& set) {
     check_to_half(set);
     check_to_bf16(set);
     check_values(set);
+    for (const Coding& coding : CODINGS) check_search(set, coding);
+    check_sources(set);
 }
 
 }  // namespace

@@ -8,18 +8,32 @@ scales are searched, natively where the compiled core is there, otherwise in num
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from phial.errors import ArgumentError
+from phial.gguf.blocks import dequantize
 from phial.gguf.formats import FORMATS, Bytes, GGMLType, n_bytes
 from phial.gguf.scale_search_numpy import Plan, encode_blocks
 from phial.threads import checked_threads
 
-__all__ = ["encode"]
+try:
+    from phial import _native
+except ImportError:  # an installation without the compiled core
+    _native = None  # type: ignore[assignment]
+
+__all__ = ["Encoded", "encode", "search"]
 
 Floats = NDArray[np.float32]
+Values = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]
 
+_SOURCES = {
+    np.dtype(np.float32): GGMLType.F32,
+    np.dtype(np.float16): GGMLType.F16,
+    np.dtype(np.uint16): GGMLType.BF16,
+}
 _PASS_ELEMENTS = 1 << 18  # numpy's temporaries stay within some ten MiB
 # Added to every weight, relative to their mean: columns without importance are rounded well where it costs the others
 # nothing, and a group of nothing else counts as evenly weighted.
@@ -60,11 +74,11 @@ _PLANS = {
 }
 # Without weights the best fits are all alike, and nearly as good after a few trials.
 _EVEN_PLANS = {
-    GGMLType.Q8_0: Plan(_symmetric(127, 0.97, 1.002, 4)),
-    GGMLType.Q5_0: Plan(_symmetric(16, 0.85, 1.02, 4)),
-    GGMLType.Q4_0: Plan(_symmetric(8, 0.8, 1.02, 4)),
-    GGMLType.Q5_1: Plan(_affine(-0.2, 0.4)),
-    GGMLType.Q4_1: Plan(_affine(-0.2, 0.4)),
+    GGMLType.Q8_0: Plan(_symmetric(127, 0.97, 1, 4)),
+    GGMLType.Q5_0: Plan(_symmetric(16, 0.88, 1.03, 3)),
+    GGMLType.Q4_0: Plan(_symmetric(8, 0.92, 1.03, 2)),
+    GGMLType.Q5_1: Plan(np.array([(0.4, -0.2), (-0.2, 0.4)], np.float32)),
+    GGMLType.Q4_1: Plan(np.array([(0.4, -0.2), (-0.2, 0.4)], np.float32)),
 }
 
 
@@ -78,51 +92,79 @@ def _weights(importance: Floats, columns: int) -> Floats:
     if not np.isfinite(importance).all() or (importance < 0).any():
         bad = importance[~((importance >= 0) & np.isfinite(importance))][0]
         raise ArgumentError(f"an importance of {bad}", "importances are finite and not negative")
-    mean = importance.mean(dtype=np.float64)
+    mean = importance.mean(dtype=np.float64) if columns else 0.0
     ratios = importance / mean if mean else np.ones(columns)
     weights: Floats = (ratios + _FLOOR).astype(np.float32)
     return weights
 
 
-def encode(
-    x: Floats, type: GGMLType, importance: Floats | None = None, *, n_threads: int | None = None
-) -> NDArray[np.uint8]:
-    """Quantise x (rows, columns), float32, to the tensor's blocks, (n_bytes,) uint8.
+class Encoded(NamedTuple):
+    """A tensor's blocks, and what they lose: weighted sums over all values, the weights being 1 on average."""
 
-    Scales, minimums and sub-scales are chosen to minimise sum_j importance_j (x_j - decoded_j)^2 in every block.
+    data: Bytes  # (n_bytes,)
+    error: float  # of (x - decoded)^2
+    power: float  # of x^2
+
+
+def encode(x: Values, type: GGMLType, importance: Floats | None = None, *, n_threads: int | None = None) -> Bytes:
+    """Quantise as `search` does; returns the blocks alone, (n_bytes,) uint8."""
+    return search(x, type, importance, n_threads=n_threads).data
+
+
+def search(x: Values, type: GGMLType, importance: Floats | None = None, *, n_threads: int | None = None) -> Encoded:
+    """Quantise x (rows, columns) with the scales that minimise the weighted squared error.
+
+    x: float32, float16, or uint16 that holds bfloat16; other numbers become float32.
+
+    Scales, minimums and sub-scales are searched in every block for the least sum_j importance_j (x_j - decoded_j)^2.
     importance: (columns,), not negative; None: all columns alike. Where it is zero throughout a group, so are they.
-    n_threads: as in Engine; the bytes do not depend on it.
+    n_threads: as in Engine; the result does not depend on it.
 
     ArgumentError where x or importance hold what cannot be used or a scale does not fit float16; FormatError where the
     columns do not fill whole blocks.
     """
-    x = np.ascontiguousarray(x, dtype=np.float32)
+    x = np.ascontiguousarray(x, dtype=None if x.dtype in _SOURCES else np.float32)
     if x.ndim != 2 or type not in FORMATS:
         raise ArgumentError(
             f"no scales to search for {type.name} of shape {x.shape}",
             f"give rows and columns and one of {', '.join(t.name for t in FORMATS)}",
         )
     size, columns = n_bytes(type, x.shape), x.shape[1]
-    weights = None if importance is None else _weights(importance, columns)
-    plan = _PLANS[type] if weights is not None else _EVEN_PLANS.get(type, _PLANS[type])
-    if not np.isfinite(x).all():
-        raise ArgumentError(f"NaN or infinity cannot be stored as {type.name}", "check the tensor's source")
-    checked_threads("n_threads", n_threads)
-    return _encode_numpy(x, type, np.ones(columns, np.float32) if weights is None else weights, plan, size)
-
-
-def _encode_numpy(x: Floats, type: GGMLType, weights: Floats, plan: Plan, size: int) -> Bytes:
-    form, out = FORMATS[type], np.empty(size, dtype=np.uint8)
-    rows = max(1, _PASS_ELEMENTS // max(x.shape[1], 1))
-    blocks = out.view(form.block).reshape(x.shape[0], x.shape[1] // form.elements)
-    for start in range(0, x.shape[0], rows):
-        part = x[start : start + rows]
-        w = np.broadcast_to(weights, part.shape)
-        encode_blocks(
-            form,
-            part.reshape(-1, form.elements),
-            w.reshape(-1, form.elements),
-            plan,
-            blocks[start : start + rows].reshape(-1),
+    weights = np.ones(columns, np.float32) if importance is None else _weights(importance, columns)
+    plan = _EVEN_PLANS.get(type, _PLANS[type]) if importance is None else _PLANS[type]
+    threads = checked_threads("n_threads", n_threads)
+    if not size:
+        return Encoded(np.empty(0, np.uint8), 0.0, 0.0)
+    if _native is None:
+        return _search_numpy(_finite(x, type), type, weights, plan)
+    source, raw = int(_SOURCES[x.dtype]), x.view(np.uint8)
+    found = Encoded(*_native.quantize(int(type), source, raw, weights, plan.trials, plan.moves, plan.rounds, threads))
+    blocks = found.data.view(FORMATS[type].block)
+    if not all(np.isfinite(blocks[field]).all() for field in {"d", "m"} & set(blocks.dtype.names or ())):
+        _finite(x, type)
+        raise ArgumentError(
+            f"a block scale of {type.name} does not fit float16 (largest 65504)",
+            "rescale the tensor or keep it in F32",
         )
-    return out
+    return found
+
+
+def _finite(x: Values, type: GGMLType) -> Floats:
+    """x as float32. ArgumentError where it holds NaN or infinity."""
+    floats = dequantize(x.view(np.uint8).reshape(-1), _SOURCES[x.dtype], x.shape)
+    if not np.isfinite(floats).all():
+        raise ArgumentError(f"NaN or infinity cannot be stored as {type.name}", "check the tensor's source")
+    return floats
+
+
+def _search_numpy(x: Floats, type: GGMLType, weights: Floats, plan: Plan) -> Encoded:
+    form, parts, error = FORMATS[type], [], 0.0
+    rows = max(1, _PASS_ELEMENTS // x.shape[1])
+    for start in range(0, len(x), rows):
+        part = x[start : start + rows]
+        blocks = np.empty(part.size // form.elements, form.block)
+        w = np.broadcast_to(weights, part.shape).reshape(-1, form.elements)
+        error += encode_blocks(form, part.reshape(-1, form.elements), w, plan, blocks)
+        parts.append(blocks.view(np.uint8))
+    power = float((np.square(x.astype(np.float64)) @ weights).sum())
+    return Encoded(np.concatenate(parts), error, power)

@@ -3,7 +3,7 @@
 For every group of values it minimises the weighted squared error sum_j w_j (x_j - code_j * step - low)^2:
 
 1. Trials. Codes are rounded under each of the plan's trial steps, then step and low are refitted to those codes by
-   weighted least squares; the best fit wins and is refined once more.
+   weighted least squares; the best fit wins.
 2. K blocks. The groups' steps and lows become small integers times the block's d and m; the plan's moves of these
    integers are tried, d and m refitted to the codes of the whole block, several times over.
 3. Codes are rounded last, under the scales as they are stored.
@@ -158,11 +158,10 @@ class Groups:
 
     def trial(self, below: float, above: float) -> tuple[Floats, Floats]:
         """The step and low that a trial of the plan starts from."""
-        if not self.is_affine:
-            at = np.abs(self.x).argmax(axis=-1)[..., None]
-            step = np.take_along_axis(self.x, at, axis=-1)[..., 0] * np.float32(1 / below)
-            return step, np.zeros_like(step)
         low, high = self.x.min(axis=-1), self.x.max(axis=-1)
+        if not self.is_affine:
+            step = np.where(-low > high, low, high) * np.float32(1 / below)
+            return step, np.zeros_like(step)
         if self.has_ceiling:
             low, high = np.minimum(low, 0), np.maximum(high, 0)
         step = (high - low) * np.float32(1 / (self.high_code + below + above))
@@ -175,10 +174,10 @@ class Groups:
         best = self.refit(*self.trial(*trials[0]))
         for trial in trials[1:]:
             best = best.or_better(self.refit(*self.trial(*trial)))
-        return best.or_better(self.refit(best.step, best.low))
+        return best
 
 
-def _encode_groups(groups: Groups, fit: Fit, blocks: Blocks) -> Codes:
+def _encode_groups(groups: Groups, fit: Fit, blocks: Blocks) -> tuple[Codes, Floats]:
     """Blocks of one group: a step fitted under the stored low, or plain rounding where that is better."""
     low = stored(fit.low)
     step = stored_step(fit.step + groups.sums(fit.step, low).solve_step())
@@ -189,7 +188,7 @@ def _encode_groups(groups: Groups, fit: Fit, blocks: Blocks) -> Codes:
     blocks["d"] = best.step[:, 0]
     if groups.is_affine:
         blocks["m"] = best.low[:, 0]
-    return groups.codes(best.step, best.low).astype(np.int32)
+    return groups.codes(best.step, best.low).astype(np.int32), best.error
 
 
 class SuperBlock:
@@ -198,6 +197,7 @@ class SuperBlock:
     def __init__(self, form: BlockFormat, groups: Groups, fit: Fit) -> None:
         assert form.scales is not None
         self.groups = groups
+        fit = fit.or_better(groups.refit(fit.step, fit.low))
         largest = form.scales.largest
         # The signed scales' range has one more value below: the largest is mapped onto it.
         self.range = (0, largest) if form.is_affine else (-largest - 1, largest)
@@ -251,7 +251,9 @@ class SuperBlock:
         self.error = np.where(better, error, self.error)
 
 
-def _encode_super_blocks(form: BlockFormat, groups: Groups, fit: Fit, plan: Plan, blocks: Blocks) -> Codes:
+def _encode_super_blocks(
+    form: BlockFormat, groups: Groups, fit: Fit, plan: Plan, blocks: Blocks
+) -> tuple[Codes, Floats]:
     assert form.scales is not None
     block = SuperBlock(form, groups, fit)
     for _ in range(plan.rounds):
@@ -262,17 +264,21 @@ def _encode_super_blocks(form: BlockFormat, groups: Groups, fit: Fit, plan: Plan
         blocks["m"] = block.m[:, 0]
     minimum = block.minimum.astype(np.int32) if form.is_affine else None
     blocks["scales"] = form.scales.pack(block.scale.astype(np.int32), minimum)
-    return groups.codes(block.step, block.low).astype(np.int32)
+    return groups.codes(block.step, block.low).astype(np.int32), block.error
 
 
-def encode_blocks(form: BlockFormat, x: Floats, w: Floats, plan: Plan, blocks: Blocks) -> None:
-    """Fill blocks (n,) with the best encoding found of x, weighted by w, both (n, elements)."""
+def encode_blocks(form: BlockFormat, x: Floats, w: Floats, plan: Plan, blocks: Blocks) -> float:
+    """Fill blocks (n,) with the best encoding found of x, weighted by w, both (n, elements).
+
+    Returns the weighted sum of squared errors that it leaves.
+    """
     shape = (len(blocks), form.groups, -1)
     groups = Groups(form, x.reshape(shape), w.reshape(shape))
     with np.errstate(over="ignore", invalid="ignore"):  # a scale that comes out infinite or NaN is refused when stored
         fit = groups.search(plan)
         if form.scales is None:
-            codes = _encode_groups(groups, fit, blocks)
+            codes, error = _encode_groups(groups, fit, blocks)
         else:
-            codes = _encode_super_blocks(form, groups, fit, plan, blocks)
+            codes, error = _encode_super_blocks(form, groups, fit, plan, blocks)
     store_codes(form, blocks, codes.reshape(len(blocks), form.elements))
+    return float(error.sum(dtype=np.float64))
