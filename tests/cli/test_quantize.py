@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from phial.engine.engine import Engine
 from phial.eval.windows import plan_windows
 from phial.gguf import imatrix
 from phial.gguf.blocks import GGMLType
-from phial.gguf.container import read_gguf
+from phial.gguf.container import read_gguf, write_gguf
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 TEXT = "".join(f"once upon a time there was a {word}, and it was {i}.\n" for i, word in enumerate(["hat", "dog"] * 12))
 
@@ -201,3 +204,35 @@ def test_a_quantised_source_needs_a_word(invoke, tmp_path) -> None:
     done = invoke("quantize", "q4.gguf", "q.gguf")
     assert done.status == 2 and "is Q4_0 already" in done.err and "--allow-requantize" in done.err
     assert invoke("quantize", "q4.gguf", "q.gguf", "--allow-requantize").status == 0
+
+
+def wide_copy(path: Path, target: Path) -> None:
+    """The model with every weight as the F32 that the file means."""
+    with read_gguf(path) as file:
+        tensors = [(n, i.shape, GGMLType.F32, file.dequantized(n).view(np.uint8)) for n, i in file.tensors.items()]
+        write_gguf(target, file.typed_metadata(), tensors)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_real_model_keeps_its_perplexity_and_a_matrix_helps_where_bits_are_few(invoke, smollm2, tmp_path) -> None:
+    essay = gzip.decompress((GOLDEN / "subjection-of-women.txt.gz").read_bytes()).decode()
+    (tmp_path / "first.txt").write_text(
+        essay[: len(essay) // 2], "utf-8"
+    )  # calibrated on one half, measured on the other
+    (tmp_path / "second.txt").write_text(essay[len(essay) // 2 :], "utf-8")
+    wide_copy(smollm2, tmp_path / "f32.gguf")
+    usual = ["perplexity", "second.txt", "--ctx", "256", "--windows", "16"]
+    assert invoke(*usual, "-m", "f32.gguf", "--save-base", "base").status == 0
+    found = {}
+    first = ["--calibrate", "first.txt", "--ctx", "256", "--save-imatrix", "m.gguf"]
+    for name, options in {
+        "Q8_0": first, "Q4_K_M": ["--imatrix", "m.gguf"], "Q3_K_M": ["--imatrix", "m.gguf"], "Q3_K_M plain": [],
+    }.items():  # fmt: skip
+        assert invoke("quantize", "f32.gguf", "q.gguf", "--type", name.split()[0], *options).status == 0
+        found[name] = json.loads(invoke(*usual, "-m", "q.gguf", "--kld", "base", "--json").out)
+    change = {name: values["log_ratio"]["value"] for name, values in found.items()}
+    divergence = {name: values["kl"]["value"] for name, values in found.items()}
+    assert abs(change["Q8_0"]) < 0.005
+    assert change["Q4_K_M"] < 0.05  # the quality gate: less than 5 %
+    assert divergence["Q8_0"] < divergence["Q4_K_M"] < divergence["Q3_K_M"] < 0.9 * divergence["Q3_K_M plain"]

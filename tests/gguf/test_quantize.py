@@ -139,6 +139,18 @@ def test_a_phi_3_mini_has_the_size_of_the_formula_within_three_percent(recipe: s
         assert chosen.size == pytest.approx(3_821_079_552 * (b + s / block) / 8, rel=0.03)
 
 
+def test_a_matrix_moves_error_away_from_the_columns_it_weighs(tmp_path, sources) -> None:
+    matrix = matrix_for(sources["phi3"])
+    plain = {r.name: r for r in made(sources["phi3"], tmp_path / "a", "Q4_1")}
+    assert all(r.relative > 0.01 for r in plain.values() if r.type == GGMLType.Q4_1)
+    weighted = {r.name: r for r in made(sources["phi3"], tmp_path / "b", "Q4_1", matrix=matrix)}
+    with read_gguf(sources["phi3"]) as before, read_gguf(tmp_path / "a") as unaware:
+        for name, report in weighted.items():
+            error = np.square(unaware.dequantized(name) - before.dequantized(name))
+            measured = math.sqrt(np.average(error.mean(0), weights=matrix.weights(name)))
+            assert report.rmse < 0.97 * measured or report.type != GGMLType.Q4_1, name
+
+
 def test_a_block_type_that_stays_is_copied_byte_by_byte(tmp_path) -> None:
     source = write_tiny(tmp_path / "source.gguf", "llama", GGMLType.Q8_0)
     reports = made(source, tmp_path / "q.gguf", "Q8_0")

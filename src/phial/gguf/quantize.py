@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from phial.config import ROPE_TENSORS, ModelConfig
 from phial.errors import ArgumentError, FormatError
-from phial.gguf import blocks
-from phial.gguf.blocks import dequantize
+from phial.gguf.blocks import dequantize, quantize
 from phial.gguf.container import GGUFFile, TensorInfo, read_gguf
 from phial.gguf.convert import FolderModel, read_model
 from phial.gguf.formats import FORMATS, GGMLType, n_bytes
 from phial.gguf.imatrix import ImportanceMatrix
 from phial.gguf.layout import DEFAULT_ALIGNMENT
 from phial.gguf.mixes import RECIPES, choose_types
+from phial.gguf.scale_search import encode
 from phial.gguf.writer import Tensor, file_size, write_gguf
 from phial.hf.names import to_gguf_rows
 from phial.hf.safetensors import StoredTensor, row_passes
@@ -279,7 +279,10 @@ def _encoded(
 
 
 def _encode(values: F32, kind: GGMLType, weights: F32 | None, n_threads: int | None) -> Bytes:
-    return blocks.quantize(values, kind)
+    """Rows as blocks whose scales were searched for, or as plain numbers."""
+    if kind in FORMATS:
+        return encode(values, kind, weights, n_threads=n_threads)
+    return quantize(values, kind)
 
 
 class _Error:
