@@ -78,7 +78,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base, matrix, target = folder / "base", folder / "matrix.gguf", folder / "model.gguf"
-        phial("perplexity", arguments.evaluation, "-m", arguments.source, "--save-base", base, *options)
+        phial("perplexity", arguments.evaluation, "-m", arguments.source, "--save-base", base, "--json", *options)
         threads = ["--threads", arguments.threads]
         calibrate = ["--calibrate", arguments.calibration, "--save-imatrix", matrix]
         phial("quantize", arguments.source, target, "--type", "Q8_0", *calibrate, *threads)

@@ -172,14 +172,21 @@ def test_a_coarse_source_is_taken_only_where_that_was_said(tmp_path) -> None:
     made(fine, tmp_path / "q.gguf", "Q4_K_M")
 
 
-def test_rope_factors_and_vectors_stay_float(tmp_path) -> None:
-    tiny_models = pytest.importorskip("tests.engine.tiny_models", reason="torch and transformers write the tiny models")
-    source, _ = tiny_models.tiny_phi3(tmp_path, long_rope=True)
-    made(source, tmp_path / "q.gguf", "Q4_0")
-    with read_gguf(tmp_path / "q.gguf") as file:
-        vectors = {name: info.type for name, info in file.tensors.items() if len(info.shape) == 1}
-    assert {"rope_factors_long.weight", "rope_factors_short.weight", "output_norm.weight"} <= vectors.keys()
-    assert set(vectors.values()) == {GGMLType.F32}
+def test_rope_factors_and_vectors_stay_float(tmp_path, sources) -> None:
+    with read_gguf(sources["phi3"]) as file:
+        tensors = [(n, i.shape, i.type, file.data(n)) for n, i in file.tensors.items()]
+        for name in ("rope_factors_long.weight", "rope_factors_short.weight"):
+            factors = np.linspace(1, 3, 32, dtype=np.float32)
+            tensors.append((name, factors.shape, GGMLType.F32, quantize(factors, GGMLType.F32)))
+        keys = {"phi3.context_length": 1024, "phi3.rope.scaling.original_context_length": 512}
+        write_gguf(tmp_path / "long.gguf", file.typed_metadata() | keys, tensors)
+    made(tmp_path / "long.gguf", tmp_path / "q.gguf", "Q4_0")
+    with read_gguf(tmp_path / "long.gguf") as before, read_gguf(tmp_path / "q.gguf") as after:
+        vectors = [name for name, info in after.tensors.items() if len(info.shape) == 1]
+        assert {"rope_factors_long.weight", "rope_factors_short.weight", "output_norm.weight"} <= set(vectors)
+        for name in vectors:
+            assert after.tensors[name].type == GGMLType.F32
+            np.testing.assert_array_equal(before.data(name), after.data(name))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "phi3"])  # rows permuted; RoPE factors
