@@ -2,8 +2,8 @@
 
 Queries see the nearest blocks and, further back, every stride-th block, whose phase turns from head to head so that
 neighbouring heads together cover all. Work grows as T * (local + T / stride) instead of T^2.
-Left out: a fused kernel. Blocks are gathered and handed to PyTorch's attention, which suits CPUs; on a GPU the many
-small calls cost launches, though no more arithmetic.
+Blocks are gathered and handed to PyTorch's attention, which suits CPUs; on a GPU, where so many small calls would cost
+launches, FlexAttention reads them (masks.py).
 
 Shapes: B rows, H query heads, K key heads, T tokens, C head width.
 """
