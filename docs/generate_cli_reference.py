@@ -25,6 +25,8 @@ Results go to stdout, everything else to stderr. Exit status: 0, 2 for a mistake
 | Variable | Meaning |
 |---|---|
 | `PHIAL_HOME` | where models and the chat history are kept; default `~/.cache/phial` |
+| `PHIAL_PREFIX_CACHE` | the most that beginnings of long prompts may take in `prefixes` of the store: `500M`, `2G`; \
+0 keeps none; default `1G` |
 | `PHIAL_KERNELS` | kernel set to use; `phial info` lists them |
 | `PHIAL_DEBUG` | 1 shows the traceback of an error |
 | `HF_ENDPOINT`, `HF_TOKEN` | another Hugging Face server; your token for gated models |

@@ -14,6 +14,7 @@ import numpy as np
 
 from phial.config import ModelConfig
 from phial.engine.backend import Step, Want
+from phial.engine.disk_cache import DiskCache
 from phial.engine.engine import Engine
 from phial.engine.state import Identity
 
@@ -116,7 +117,13 @@ def toy_config(**changes: Any) -> ModelConfig:
     return ModelConfig(**values)
 
 
-def toy_engine(prefix_pages: int = 64, model: str = "toy", rope_switch: str = "reprefill", **changes: Any) -> Engine:
+def toy_engine(
+    prefix_pages: int = 64,
+    model: str = "toy",
+    rope_switch: str = "reprefill",
+    disk_prefixes: DiskCache | None = None,
+    **changes: Any,
+) -> Engine:
     """An engine over the toy backend."""
     return Engine(
         ToyBackend(),
@@ -127,4 +134,5 @@ def toy_engine(prefix_pages: int = 64, model: str = "toy", rope_switch: str = "r
         path=Path("toy.gguf"),
         prefix_bytes=prefix_pages * ToyStore.page_bytes,
         rope_switch=rope_switch,
+        disk_prefixes=disk_prefixes,
     )

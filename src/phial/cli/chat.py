@@ -54,7 +54,7 @@ def chat(
     conversation = Conversation(None if system is None else stdin.valid(system, "system message"))
     read = editor.reader(hub.home() / "chat_history")
     with (
-        loading.engine(model, threads, cache_type, rope_switch=rope_switch) as engine,
+        loading.engine(model, threads, cache_type, on_disk=True, rope_switch=rope_switch) as engine,
         loading.speculation(engine, draft, no_speculation, threads, ctx) as guessing,
     ):
         n_ctx = loading.context_size(engine.config, ctx)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,14 +35,18 @@ def engine(
     kernels: str | None = None,
     *,
     keep_prefixes: bool = True,
+    on_disk: bool = False,
     rope_switch: str = "reprefill",
 ) -> Engine:
     """Opens the model; a terminal sees that it is loading, for as long as that lasts.
 
     keep_prefixes: hold what was computed for texts that begin alike; False where none will.
+    on_disk: for later commands too, unless PHIAL_PREFIX_CACHE says otherwise.
     """
+    disk_bytes = _disk_bytes() if on_disk else 0
     path = model_file(model)
     from phial.engine.engine import PREFIX_BYTES, Engine
+    from phial.hub import home
 
     prefix_bytes = PREFIX_BYTES if keep_prefixes else 0
 
@@ -54,11 +60,22 @@ def engine(
             cache_type=cache_type,
             kernels=kernels,
             prefix_bytes=prefix_bytes,
+            prefix_dir=home() / "prefixes" if disk_bytes else None,
+            prefix_dir_bytes=disk_bytes,
             rope_switch=rope_switch,
         )
     finally:
         if shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _disk_bytes() -> int:
+    """PHIAL_PREFIX_CACHE in bytes: a number, of KiB, MiB or GiB where K, M or G follows; 1G where it is not set."""
+    text = os.environ.get("PHIAL_PREFIX_CACHE") or "1G"
+    number = re.fullmatch(r"(\d{1,12})([KMG]?)", text, re.ASCII | re.IGNORECASE)
+    if number is None:
+        raise ArgumentError(f"PHIAL_PREFIX_CACHE is {text!r}", "a size such as 500M or 2G; 0 keeps nothing on disk")
+    return int(number[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[number[2].upper()]
 
 
 def adapters(engine: Engine, named: Sequence[str] | None) -> list[tuple[LoadedAdapter, float]]:

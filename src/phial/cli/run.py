@@ -57,7 +57,7 @@ def run(
     system = None if system is None else stdin.valid(system, "system message")
     started = time.perf_counter()
     with (
-        loading.engine(model, threads, cache_type, rope_switch=rope_switch) as engine,
+        loading.engine(model, threads, cache_type, on_disk=True, rope_switch=rope_switch) as engine,
         loading.speculation(engine, draft, no_speculation, threads, ctx) as guessing,
     ):
         n_ctx = loading.context_size(engine.config, ctx)

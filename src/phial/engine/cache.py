@@ -166,6 +166,16 @@ class PageTable:
         self.cut(0, ())
         self.pages, self.n_tokens = shared, len(shared) * self.pool.page_tokens
 
+    def append_page(self, data: bytes) -> None:
+        """Fill the next full page with these bytes, for what it held before."""
+        page = self.pool.take()
+        self.pool.store.write_page(page, data)
+        index = self.n_tokens // self.pool.page_tokens
+        replaced, self.pages[index:] = self.pages[index:], [page]
+        self.n_tokens = len(self.pages) * self.pool.page_tokens
+        for old in replaced:
+            self.pool.release(old)
+
     def restore(self, pages: Sequence[bytes], n_tokens: int, long: bool, exact: bool) -> None:
         """Fill an empty table with pages of a saved session."""
         assert not self.pages
@@ -192,9 +202,8 @@ class PageTable:
 class PrefixCache:
     """Full pages of ended sequences, found again by the tokens that led to them; least recently used go first.
 
-    A page's key is the chain hash of all tokens up to its end, the factor set and the adapters: keys and values depend
-    on nothing else (the model and the cache type are the pool's own). A page that a session holds too costs nothing to
-    keep, but counts against the budget all the same, so that the budget bounds what stays when all sessions close.
+    A page that a session holds too costs nothing to keep, but counts against the budget all the same, so that the
+    budget bounds what stays when all sessions close.
     """
 
     def __init__(self, pool: PagePool, max_pages: int) -> None:
@@ -205,21 +214,12 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._pages)
 
-    def _keys(self, tokens: Sequence[int], n_pages: int, long: bool, adapters: Mix) -> list[bytes]:
-        size = self._pool.page_tokens
-        ids = np.asarray(tokens[: n_pages * size], dtype="<i4")
-        keys, key = [], (b"long" if long else b"short") + adapters.key
-        for start in range(0, n_pages * size, size):
-            key = blake2b(ids[start : start + size].tobytes(), digest_size=16, key=key).digest()
-            keys.append(key)
-        return keys
-
     def keep(self, table: PageTable, tokens: Sequence[int]) -> None:
         """Remember the table's full pages if exact; tokens are the ids of its filled positions, as far as known."""
         if not table.exact:
             return
         n = min(min(table.n_tokens, len(tokens)) // self._pool.page_tokens, self.max_pages)
-        keys = self._keys(tokens, n, table.long, table.adapters)
+        keys = page_keys(tokens[: n * self._pool.page_tokens], self._pool.page_tokens, table.long, table.adapters)
         for key, page in zip(reversed(keys), reversed(table.pages[:n]), strict=True):  # the first is the last to go
             if key not in self._pages:
                 self._pages[key] = self._pool.share(page)
@@ -229,7 +229,7 @@ class PrefixCache:
 
     def find(self, tokens: Sequence[int], long: bool, adapters: Mix = NO_ADAPTERS) -> list[int]:
         """Return the pages kept for the longest known prefix of tokens, still owned by the cache alone."""
-        keys = self._keys(tokens, len(tokens) // self._pool.page_tokens, long, adapters)
+        keys = page_keys(tokens, self._pool.page_tokens, long, adapters)
         known = next((i for i, key in enumerate(keys) if key not in self._pages), len(keys))
         for key in reversed(keys[:known]):
             self._pages.move_to_end(key)
@@ -248,6 +248,19 @@ class PrefixCache:
         """Give up every page."""
         while self._pages:
             self._pool.release(self._pages.popitem()[1])
+
+
+def page_keys(tokens: Sequence[int], page_tokens: int, long: bool, adapters: Mix) -> list[bytes]:
+    """The key of each full page of these tokens: the chain hash of all tokens to its end, factor set and adapters.
+
+    Keys and values depend on nothing else beside the model, the cache type and how the backend computes.
+    """
+    ids = np.asarray(tokens, dtype="<i4")
+    keys, key = [], (b"long" if long else b"short") + adapters.key
+    for end in range(page_tokens, len(ids) + 1, page_tokens):
+        key = blake2b(ids[end - page_tokens : end].tobytes(), digest_size=16, key=key).digest()
+        keys.append(key)
+    return keys
 
 
 def check_cache_type(cache_type: str) -> None:

@@ -23,6 +23,7 @@ from phial.engine import native_backend
 from phial.engine.adapters import LoadedAdapter, Mix, Wanted, mix, read_adapter
 from phial.engine.backend import Backend, Step, Want
 from phial.engine.cache import PagePool, check_cache_type
+from phial.engine.disk_cache import DISK_BYTES, DiskCache
 from phial.engine.memory import MemoryEstimate, available_memory, estimate_for, memory_estimate
 from phial.engine.model_file import model_fingerprint, read_config
 from phial.engine.rope_switch import check_rope_switch
@@ -52,6 +53,7 @@ class Engine:
         backend_name: "native" or "reference".
         batch_invariant: whether logits are the same bits whatever is computed along with them.
         pass_costs: what passes of several tokens have cost.
+        disk_prefixes: where beginnings of prompts outlive the process; None: nowhere.
         lock: held by sessions while they touch pages or run a step.
     """
 
@@ -66,6 +68,7 @@ class Engine:
         path: Path,
         prefix_bytes: int = PREFIX_BYTES,
         rope_switch: str = "reprefill",
+        disk_prefixes: DiskCache | None = None,
     ) -> None:
         self.config, self.tokenizer, self.identity = config, tokenizer, identity
         self.metadata, self.path = metadata, path
@@ -73,6 +76,7 @@ class Engine:
         self.rope_switch = rope_switch
         self.batch_invariant = backend.batch_invariant
         self.pass_costs = PassCosts()
+        self.disk_prefixes = disk_prefixes
         self.lock = threading.RLock()
         self.adapters: list[LoadedAdapter] = []
         self._backend: Backend | None = backend
@@ -91,6 +95,8 @@ class Engine:
         backend: str = "auto",
         kernels: str | None = None,
         prefix_bytes: int = PREFIX_BYTES,
+        prefix_dir: str | os.PathLike[str] | None = None,
+        prefix_dir_bytes: int = DISK_BYTES,
         rope_switch: str = "reprefill",
         progress: Callable[[int, int], None] | None = None,
     ) -> Engine:
@@ -103,6 +109,9 @@ class Engine:
             backend: "native", "reference" (numpy, slow), or "auto": native where it is built.
             kernels: kernel set for the whole process; None: the fastest, or PHIAL_KERNELS.
             prefix_bytes: memory for pages kept for reuse while no session is open.
+            prefix_dir: a folder where beginnings of long prompts are kept for later processes; see disk_cache.py. Only
+                the native backend does so. None: nowhere.
+            prefix_dir_bytes: the most it may hold.
             rope_switch: what passing a LongRoPE model's original context does: "reprefill" computes all keys again,
                 "rerotate" turns them, fast and not exact.
             progress: called while loading with (bytes done, bytes to do).
@@ -136,6 +145,7 @@ class Engine:
                 path=file.path,
                 prefix_bytes=prefix_bytes,
                 rope_switch=rope_switch,
+                disk_prefixes=_disk_prefixes(file, identity, loaded, prefix_dir, prefix_dir_bytes),
             )
 
     @property
@@ -275,6 +285,18 @@ def _load(
     from phial.engine.reference_backend import ReferenceBackend
 
     return ReferenceBackend(file.path, config, cache_type)
+
+
+def _disk_prefixes(
+    file: GGUFFile, identity: Identity, backend: Backend, folder: str | os.PathLike[str] | None, max_bytes: int
+) -> DiskCache | None:
+    """Keys on disk belong to the very file, build and kernels that computed them, so that results keep their bits."""
+    if folder is None or not backend.batch_invariant:
+        return None
+    status = file.path.stat()
+    parts = (*vars(identity).values(), status.st_size, status.st_mtime_ns, backend.kernel_set)
+    owner = " ".join(map(str, (*parts, native_backend.core_digest())))
+    return DiskCache(Path(folder), owner, max_bytes=max_bytes)
 
 
 def _warn_if_tight(file: GGUFFile, config: ModelConfig, cache_type: str, kind: str) -> None:

@@ -6,7 +6,9 @@ the file and the weights together. Kernel sets are chosen for the whole process,
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +40,11 @@ def choose_kernels(name: str | None) -> None:
         _native.use_kernels(name) if name is not None else _native.current_kernels()
     except ValueError as error:
         raise ArgumentError(str(error), "see `phial info`; PHIAL_KERNELS and kernels= take these names") from error
+
+
+def core_digest() -> str:
+    """A digest of the compiled core: another build may compute other bits."""
+    return hashlib.sha256(Path(_native.__file__).read_bytes()).hexdigest()[:32]
 
 
 class NativeBackend:

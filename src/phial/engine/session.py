@@ -63,6 +63,7 @@ class Session:
         # while something is foreseen, of all of them and of what is.
         self._foreseen: _Foresight | None = None
         self.speculation: Speculation | None = None
+        self._n_prompt = 0  # of the last reuse_prefix: what is worth keeping on disk
         self._pages: PageTable | None = PageTable(engine.pool, n_ctx)
         self._pages.adapters = adapters
         self._finalizer = weakref.finalize(self, engine.pool.abandoned.append, (self._pages, self._tokens))
@@ -190,9 +191,10 @@ class Session:
         """Keep the longest computed prefix of tokens, at most len(tokens) - 1; return its length.
 
         Afterwards the session holds exactly that prefix, so eval(tokens[length:]) completes it. The prefix is the
-        session's own or comes from pages that earlier sessions left behind.
+        session's own or comes from pages that earlier sessions left behind, in memory or on disk.
         """
         wanted = self._checked(tokens)
+        self._n_prompt = len(wanted)
         table = self._table
         same = sum(1 for _ in takewhile(bool, map(eq, self._tokens, wanted)))
         self._cut(min(same, len(wanted) - 1))
@@ -277,15 +279,20 @@ class Session:
                 )
             self._checked(saved.tokens or [0])
             self._cut(0)
+            if self.engine.disk_prefixes is not None:
+                self.engine.disk_prefixes.writes = False  # another build may have computed these, and they spread
             self._tokens[:] = saved.tokens
             if saved.exact or self.engine.rope_switch == "rerotate":  # else the next call computes the keys
                 self._table.restore(saved.pages, saved.n_cached, saved.long, saved.exact)
 
     def close(self) -> None:
-        """Release the pages; full ones stay for reuse within the engine's budget. Twice is once."""
+        """Release the pages; full ones stay for reuse within the engine's budgets. Twice is once."""
         with self.engine.lock:
             if self._pages is not None:
                 self._finalizer.detach()
+                if self.engine.disk_prefixes is not None:
+                    self._forget_drafts()
+                    self.engine.disk_prefixes.keep(self._pages, self._tokens[: self._n_prompt])
                 self._cut(0)
                 self._pages.close()
                 self._pages = None
@@ -351,6 +358,8 @@ class Session:
                 found = table.pool.prefixes.find(self._tokens[:limit], long, table.adapters)
                 if len(found) * table.pool.page_tokens > table.n_tokens:
                     table.adopt(found)
+                if self.engine.disk_prefixes is not None:
+                    self.engine.disk_prefixes.fill(table, self._tokens[:limit])
 
     def _run(
         self, table: PageTable, tokens: list[int], want: Want, rows: int, progress: Progress | None
