@@ -128,12 +128,8 @@ class Engine:
         kind = _choose_backend(backend, kernels)
         with read_gguf(model_path) as file:
             config = read_config(file)
-            from phial.tokenizer.tokenizer import Tokenizer  # here: its dependencies are slow to import
-
-            tokenizer = Tokenizer.from_gguf(file.metadata)
-            _warn_if_tight(file, config, cache_type, kind)
-            if rope_switch != "reprefill" and config.rope_long_factors is None:
-                _say(f"rope_switch={rope_switch!r} has no effect: the model has one set of RoPE factors")
+            tokenizer = _tokenizer(file)
+            _warn(file, config, cache_type, kind, rope_switch)
             loaded = _load(kind, file, config, cache_type, threads, batch, progress)
             identity = Identity(model_fingerprint(file, config), cache_type, kind)
             return cls(
@@ -299,9 +295,17 @@ def _disk_prefixes(
     return DiskCache(Path(folder), owner, max_bytes=max_bytes)
 
 
-def _warn_if_tight(file: GGUFFile, config: ModelConfig, cache_type: str, kind: str) -> None:
-    """Say on stderr that memory will not do, before loading makes the machine swap."""
+def _tokenizer(file: GGUFFile) -> Tokenizer:
+    from phial.tokenizer.tokenizer import Tokenizer  # here: its dependencies are slow to import
+
+    return Tokenizer.from_gguf(file.metadata)
+
+
+def _warn(file: GGUFFile, config: ModelConfig, cache_type: str, kind: str, rope_switch: str) -> None:
+    """Say on stderr what will not be as asked: memory, before loading makes the machine swap, and the switch."""
     needed = estimate_for(file, config, 1, cache_type, kind, 1)
     free = available_memory()
     if free is not None and needed.total > free:
         _say(f"{file.path.name} needs {needed.total / 2**30:.2f} GiB of memory, {free / 2**30:.2f} GiB are available")
+    if rope_switch != "reprefill" and config.rope_long_factors is None:
+        _say(f"rope_switch={rope_switch!r} has no effect: the model has one set of RoPE factors")
