@@ -6,11 +6,14 @@ bytes are worth. Leaves out speed (bench/quantize.py).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.gguf.made_weights import KINDS, dithered, importances, rmse, tensor
 
 from phial.errors import ArgumentError, FormatError
 from phial.gguf import scale_search
@@ -23,31 +26,7 @@ try:
 except ImportError:  # then the numpy definition alone is tested
     native = None
 
-Floats = NDArray[np.float32]
 TYPES = list(FORMATS)
-
-
-def tensor(kind: str, rows: int, columns: int, seed: int = 0) -> Floats:
-    rng = np.random.default_rng(seed)
-    draw = {
-        "normal": rng.standard_normal,
-        "heavy": lambda shape: rng.standard_t(3, shape),
-        "laplace": lambda shape: rng.laplace(size=shape),
-    }
-    return (draw[kind]((rows, columns)) * 0.02).astype(np.float32)
-
-
-def importances(columns: int, seed: int = 1) -> Floats:
-    """As uneven as real ones: log-normal, one column in a hundred a hundred times larger."""
-    rng = np.random.default_rng(seed)
-    weights = np.exp(1.5 * rng.standard_normal(columns))
-    weights[rng.integers(0, columns, columns // 100)] *= 100
-    return weights.astype(np.float32)
-
-
-def rmse(x: Floats, data: NDArray[np.uint8], type: GGMLType, importance: Floats | None = None) -> float:
-    squares = (dequantize(data, type, x.shape).astype(np.float64) - x) ** 2
-    return float(np.sqrt(np.average(squares.mean(axis=0), weights=importance)))
 
 
 KERNELS = native.kernel_sets() if native else ["numpy"]
@@ -76,6 +55,37 @@ def test_the_error_is_below_that_of_rounding_to_nearest(type: GGMLType, kind: st
     weighted = rmse(x, encode(x, type, importance), type, importance)
     assert weighted < 0.9 * rmse(x, quantize(x, type), type, importance)
     assert weighted < 0.99 * rmse(x, encode(x, type), type, importance)
+
+
+@every_type
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_error_is_no_larger_than_llama_cpps(kernels: str, type: GGMLType, kind: str, repository: Path) -> None:
+    """Against what its quantiser left of the same tensor under the same matrix, recorded in tests/golden."""
+    record = json.loads((repository / "tests" / "golden" / "llama_scales.json").read_text("utf-8"))
+    x, columns = tensor(kind, *record["shape"]), record["shape"][1]
+    for importance, theirs in zip((None, importances(columns)), record["rmse"][type.name][kind], strict=True):
+        assert rmse(x, encode(x, type, importance), type, importance) < theirs
+
+
+@pytest.mark.slow
+@every_type
+@pytest.mark.parametrize("columns", [3072, 8192])
+def test_the_error_is_no_larger_than_that_of_the_llama_cpp_here(type: GGMLType, columns: int, smollm2: Path) -> None:
+    """Larger made-up tensors, and a real one."""
+    from bench.peer_quantizer import PeerQuantizer
+
+    from phial.gguf.container import read_gguf
+
+    try:
+        peer = PeerQuantizer()
+    except FileNotFoundError as error:
+        pytest.skip(f"NOT COMPARED WITH LLAMA.CPP: {error}")
+    with read_gguf(smollm2) as file:
+        real = dithered(file, "blk.7.ffn_down.weight")
+    for x in (*(tensor(kind, 64, columns, seed=2) for kind in KINDS), real):
+        for importance in (None, importances(x.shape[1], seed=3)):
+            theirs = rmse(x, peer(x, type, importance), type, importance)
+            assert rmse(x, encode(x, type, importance), type, importance) <= theirs
 
 
 @every_type
