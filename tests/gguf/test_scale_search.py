@@ -125,6 +125,16 @@ def test_half_precision_sources_are_read_as_they_are(kernels: str, type: GGMLTyp
     assert np.array_equal(encode(bfloat, type), encode((bfloat.astype(np.uint32) << 16).view(np.float32), type))
 
 
+def test_sources_may_lie_anywhere(kernels: str) -> None:
+    """Rows of a mapped file: at any address, any number of columns apart."""
+    x = tensor("normal", 18, 512)
+    data = np.frombuffer(b"-" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape)
+    assert not data.flags.aligned
+    assert np.array_equal(encode(data, GGMLType.Q4_K), encode(x, GGMLType.Q4_K))
+    assert np.array_equal(encode(x[::2, 256:], GGMLType.Q4_0), encode(x[::2, 256:].copy(), GGMLType.Q4_0))
+    assert np.array_equal(encode(x.astype(np.float64), GGMLType.Q4_1), encode(x, GGMLType.Q4_1))
+
+
 @every_type
 def test_the_number_of_threads_changes_nothing(type: GGMLType) -> None:
     x, importance = tensor("laplace", 70, 512), importances(512)

@@ -28,14 +28,15 @@ from phial.gguf.formats import FORMATS, GGMLType, n_bytes
 from phial.gguf.imatrix import ImportanceMatrix
 from phial.gguf.layout import DEFAULT_ALIGNMENT
 from phial.gguf.mixes import RECIPES, choose_types
-from phial.gguf.scale_search import encode
+from phial.gguf.scale_search import Encoded, Values, search, to_floats
 from phial.gguf.writer import Tensor, file_size, write_gguf
 from phial.hf.names import to_gguf_rows
-from phial.hf.safetensors import StoredTensor, row_passes
+from phial.hf.safetensors import StoredTensor
 
 F32 = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 Progress = Callable[[str, int, int], None]  # name of the tensor in work, parameters done, parameters in all
+_PASS_VALUES = 1 << 23
 _QUANTIZATION_VERSION = 2  # of the block formats: ggml's number since 2023
 WORST = 5  # matrices that reports mark
 _UNWEIGHTED = ("token_embd.weight", "output.weight")  # what llama.cpp's matrices may lack
@@ -43,11 +44,11 @@ _UNWEIGHTED = ("token_embd.weight", "output.weight")  # what llama.cpp's matrice
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """A tensor of a source. parts: its rows as float32, some at a time. data: its bytes as they lie there, or None."""
+    """A tensor of a source. parts: its rows as scale_search takes them, some at a time. data: its bytes, or None."""
 
     shape: tuple[int, ...]
     type: GGMLType
-    parts: Callable[[], Iterator[F32]]
+    parts: Callable[[], Iterator[Values]]
     data: Callable[[], Bytes] | None = None
 
 
@@ -173,7 +174,7 @@ def write(
 ) -> list[TensorReport]:
     """Write the file, atomically, and return how well each matrix was kept.
 
-    Memory stays near a few megabytes beyond the largest row and the mapped pages of one tensor.
+    Memory stays near some tens of megabytes beyond the mapped pages of one tensor.
 
     Raises:
         FormatError: a weight is NaN or infinite.
@@ -206,17 +207,27 @@ def _folder_source(model: FolderModel) -> Source:
     return Source(model.config, model.metadata, tensors, notes=tuple(model.notes))
 
 
-def _folder_parts(name: str, config: ModelConfig, stored: StoredTensor) -> Iterator[F32]:
+def _folder_parts(name: str, config: ModelConfig, stored: StoredTensor) -> Iterator[Values]:
     rows = to_gguf_rows(name, config, stored.raw)
-    return (stored.floats(rows[part]) for part in row_passes(rows.shape))
+    return (rows[part] for part in _passes(rows.shape))
 
 
-def _file_parts(file: GGUFFile, info: TensorInfo) -> Iterator[F32]:
+def _file_parts(file: GGUFFile, info: TensorInfo) -> Iterator[Values]:
     data = file.data(info.name).reshape(info.shape[0], -1)
-    for part in row_passes(info.shape):
+    as_stored = {GGMLType.F32: np.float32, GGMLType.F16: np.float16, GGMLType.BF16: np.uint16}.get(info.type)
+    for part in _passes(info.shape):
         rows = data[part]
-        yield dequantize(rows.reshape(-1), info.type, (len(rows), *info.shape[1:]))
+        if as_stored is not None:
+            yield rows.view(as_stored).reshape(len(rows), *info.shape[1:])
+        else:
+            yield dequantize(rows.reshape(-1), info.type, (len(rows), *info.shape[1:]))
     file.release(info.name)
+
+
+def _passes(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices of rows, each a second's work for the slowest kernels: between them a run can be stopped."""
+    rows = max(1, _PASS_VALUES // max(1, math.prod(shape[1:])))
+    return (slice(at, at + rows) for at in range(0, shape[0], rows))
 
 
 def _check_entry(matrix: ImportanceMatrix, name: str, columns: int) -> None:
@@ -263,48 +274,32 @@ def _encoded(
         yield tensor.data()
         reports.append(TensorReport(name, tensor.shape, tensor.type, kind, 0.0, 0.0))
         return
-    error = _Error(weights)
+    error = power = 0.0
     for values in tensor.parts():
-        if not np.isfinite(values).all():
-            raise FormatError(f"tensor {name} holds NaN or infinity", "the source is damaged")
         try:
-            data = _encode(values, kind, weights, n_threads)
+            found = _encode(values, kind, weights, n_threads)
         except ArgumentError as problem:
+            if not np.isfinite(to_floats(values)).all():
+                raise FormatError(f"tensor {name} holds NaN or infinity", "the source is damaged") from problem
             raise ArgumentError(f"tensor {name}: {problem.message}", problem.hint) from problem
-        yield data
-        if len(tensor.shape) > 1:
-            error.add(values, dequantize(data, kind, values.shape))
+        yield found.data
+        error, power = error + found.error, power + found.power
     if len(tensor.shape) > 1:
-        reports.append(TensorReport(name, tensor.shape, tensor.type, kind, *error.result()))
+        rmse, relative = math.sqrt(error / math.prod(tensor.shape)), math.sqrt(error / power) if power else 0.0
+        reports.append(TensorReport(name, tensor.shape, tensor.type, kind, rmse, relative))
 
 
-def _encode(values: F32, kind: GGMLType, weights: F32 | None, n_threads: int | None) -> Bytes:
-    """Rows as blocks whose scales were searched for, or as plain numbers."""
+def _encode(values: Values, kind: GGMLType, weights: F32 | None, n_threads: int | None) -> Encoded:
+    """Rows as blocks whose scales were searched for, or as plain numbers; ArgumentError where either is impossible."""
     if kind in FORMATS:
-        return encode(values, kind, weights, n_threads=n_threads)
-    return quantize(values, kind)
-
-
-class _Error:
-    """The weighted mean squared error of a matrix, a few rows at a time."""
-
-    def __init__(self, weights: F32 | None) -> None:
-        self._weights = weights
-        self._errors = self._squares = self._total = 0.0
-
-    def add(self, values: F32, kept: F32) -> None:
-        weights = self._weights
-        if weights is None or not weights.any():
-            weights = np.ones(values.shape[-1], np.float32)
-        weights = weights / weights.max()  # a product with large inputs must not overflow
-        kept -= values
-        self._errors += float((np.square(kept, out=kept) @ weights).sum(dtype=np.float64))
-        self._squares += float((np.square(values) @ weights).sum(dtype=np.float64))
-        self._total += len(values) * float(weights.sum(dtype=np.float64))
-
-    def result(self) -> tuple[float, float]:
-        """The root mean square error, and the same by the root mean square of the values."""
-        return math.sqrt(self._errors / self._total), math.sqrt(self._errors / self._squares) if self._squares else 0.0
+        return search(values, kind, weights, n_threads=n_threads)
+    floats = to_floats(values)
+    if not np.isfinite(floats).all():
+        raise ArgumentError("NaN or infinity", "the source is damaged")
+    data = quantize(floats, kind)
+    kept = dequantize(data, kind, floats.shape)
+    kept -= floats
+    return Encoded(data, float(np.square(kept).sum(dtype=np.float64)), float(np.square(floats).sum(dtype=np.float64)))
 
 
 def worst(reports: list[TensorReport], count: int) -> set[str]:

@@ -123,7 +123,7 @@ def search(x: Values, type: GGMLType, importance: Floats | None = None, *, n_thr
     ArgumentError where x or importance hold what cannot be used or a scale does not fit float16; FormatError where the
     columns do not fill whole blocks.
     """
-    x = np.ascontiguousarray(x, dtype=None if x.dtype in _SOURCES else np.float32)
+    x = np.require(x, None if x.dtype in _SOURCES else np.float32, ["C_CONTIGUOUS", "ALIGNED"])
     if x.ndim != 2 or type not in FORMATS:
         raise ArgumentError(
             f"no scales to search for {type.name} of shape {x.shape}",
@@ -136,12 +136,12 @@ def search(x: Values, type: GGMLType, importance: Floats | None = None, *, n_thr
     if not size:
         return Encoded(np.empty(0, np.uint8), 0.0, 0.0)
     if _native is None:
-        return _search_numpy(_finite(x, type), type, weights, plan)
+        return _search_numpy(to_floats(x), type, weights, plan)
     source, raw = int(_SOURCES[x.dtype]), x.view(np.uint8)
     found = Encoded(*_native.quantize(int(type), source, raw, weights, plan.trials, plan.moves, plan.rounds, threads))
     blocks = found.data.view(FORMATS[type].block)
     if not all(np.isfinite(blocks[field]).all() for field in {"d", "m"} & set(blocks.dtype.names or ())):
-        _finite(x, type)
+        _check_finite(to_floats(x), type)
         raise ArgumentError(
             f"a block scale of {type.name} does not fit float16 (largest 65504)",
             "rescale the tensor or keep it in F32",
@@ -149,15 +149,18 @@ def search(x: Values, type: GGMLType, importance: Floats | None = None, *, n_thr
     return found
 
 
-def _finite(x: Values, type: GGMLType) -> Floats:
-    """x as float32. ArgumentError where it holds NaN or infinity."""
-    floats = dequantize(x.view(np.uint8).reshape(-1), _SOURCES[x.dtype], x.shape)
-    if not np.isfinite(floats).all():
+def to_floats(x: Values) -> Floats:
+    """x as float32."""
+    return dequantize(x.view(np.uint8).reshape(-1), _SOURCES[x.dtype], x.shape)
+
+
+def _check_finite(x: Floats, type: GGMLType) -> None:
+    if not np.isfinite(x).all():
         raise ArgumentError(f"NaN or infinity cannot be stored as {type.name}", "check the tensor's source")
-    return floats
 
 
 def _search_numpy(x: Floats, type: GGMLType, weights: Floats, plan: Plan) -> Encoded:
+    _check_finite(x, type)
     form, parts, error = FORMATS[type], [], 0.0
     rows = max(1, _PASS_ELEMENTS // x.shape[1])
     for start in range(0, len(x), rows):
