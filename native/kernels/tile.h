@@ -410,20 +410,24 @@ static void tiles_tokens(const uint8_t* const (&tile)[2], const Activations& a, 
     tiles_quantised<TYPE, 2, T>(tile, a, t0, out);
 }
 
+// Compiled only where PAIR.
+template <bool PAIR>
 static void tiles(Type type, const uint8_t* a, const uint8_t* b, const Activations& x, int t0, int tokens, float* out) {
-    const uint8_t* const both[2] = {a, b};
-    with_type(type, [&](auto tag) INLINE_LAMBDA {
-        constexpr Type T = decltype(tag)::value;
-        if constexpr (T != Type::F32 && T != Type::F16 && T != Type::BF16)
-            tiles_tokens<T>(both, x, t0, tokens, out);
-    });
+    if constexpr (PAIR) {
+        const uint8_t* const both[2] = {a, b};
+        with_type(type, [&](auto tag) INLINE_LAMBDA {
+            constexpr Type T = decltype(tag)::value;
+            if constexpr (T != Type::F32 && T != Type::F16 && T != Type::BF16)
+                tiles_tokens<T>(both, x, t0, tokens, out);
+        });
+    }
 }
 
 #include "vector.h"
 #include "scale_search.h"
 
 static const Kernels table = {
-    KERNELS_NAME, PANEL_TOKENS, quantize, gemv, expand, panels, PANEL_PAIR ? tiles : nullptr, rms_norm, silu_mul,
+    KERNELS_NAME, PANEL_TOKENS, quantize, gemv, expand, panels, PANEL_PAIR ? tiles<PANEL_PAIR> : nullptr, rms_norm, silu_mul,
     rotate_half, softmax, values_16<Type::F16>, values_16<Type::BF16>, values_q8, scale_add, to_16<Type::F16>,
     to_16<Type::BF16>, dots, search_scales, read_lines,
 };

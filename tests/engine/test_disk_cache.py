@@ -132,6 +132,7 @@ class DiskMachine(SessionMachine):
         self.tokens: list[list[int]] = [[], [], []]
 
     def teardown(self) -> None:
+        super().teardown()
         if hasattr(self, "engine"):
             self.engine.close()
 

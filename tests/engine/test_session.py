@@ -34,6 +34,9 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "BATCH_TOKENS", 6)
 
 
+STEP_TOKENS = session_module.BATCH_TOKENS
+
+
 class SessionMachine(RuleBasedStateMachine):
     """Three sessions, any calls in any order, some interrupted: logits always those of a fresh run of the tokens."""
 
@@ -44,6 +47,9 @@ class SessionMachine(RuleBasedStateMachine):
         self.backend: Any = self.engine._backend
         self.sessions = [self.engine.session(40) for _ in range(3)]
         self.tokens: list[list[int]] = [[], [], []]
+
+    def teardown(self) -> None:
+        session_module.BATCH_TOKENS = STEP_TOKENS
 
     which = st.integers(0, 2)
     ids = st.lists(st.integers(0, 2), min_size=1, max_size=20)
