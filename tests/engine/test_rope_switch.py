@@ -21,12 +21,14 @@ from phial.engine import native_backend
 from phial.engine import session as session_module
 from phial.engine.engine import Engine
 from phial.engine.rope_switch import turns
+from phial.engine.sampling import SamplingParams
 from phial.engine.session import Session
 from phial.errors import ArgumentError, PhialError
 
 no_core = pytest.mark.skipif(not native_backend.is_available(), reason="the compiled core is not built")
 backends = pytest.mark.parametrize("backend", [pytest.param("native", marks=no_core), "reference"])
 LONG = ORIGINAL_CONTEXT + 2
+GREEDY = SamplingParams(temperature=0)
 
 
 def turned(engine: Engine, pages: Any) -> int:
@@ -246,6 +248,20 @@ def test_across_the_boundary_rerotating_stays_near_reprefill_which_stays_exact(t
             divergences.append([kl(truth, across(turning.session(128), tokens, 60)), kl(truth, left.eval(tokens[60:]))])
     rerotated, mixed = np.mean(divergences, axis=0)
     assert 0 < rerotated < mixed / 2
+
+
+@no_core
+def test_speculation_changes_nothing_across_a_boundary_where_keys_turn(tmp_path: Path) -> None:
+    """Drafts end at the boundary, so the same keys turn at the same moment; the ids are those without drafts."""
+    engine, _ = open_tiny(tmp_path, "native", "rerotate")
+    prompt = np.random.default_rng(2).integers(0, engine.config.n_vocab, 13).tolist() * 4
+    with engine:
+        texts = []
+        for speculate in ("off", 3, "auto"):
+            session = engine.session(128)
+            texts.append(list(session.generate(prompt, GREEDY, max_tokens=40, speculate=speculate)))
+            assert not session._table.exact
+    assert texts[0] == texts[1] == texts[2] and len(texts[0]) == 40
 
 
 def kl(p_logits: np.ndarray, q_logits: np.ndarray) -> float:
