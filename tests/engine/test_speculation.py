@@ -308,7 +308,7 @@ def test_a_lookup_that_is_always_wrong_is_not_followed() -> None:
 @pytest.fixture(scope="module", params=["phi3", "llama", "qwen2"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     path = write_tiny(tmp_path_factory.mktemp("tiny") / f"{request.param}.gguf", request.param)
-    with Engine.open(path, n_threads=2) as opened:
+    with Engine.open(path, n_threads=1) as opened:
         yield opened
 
 
@@ -328,7 +328,7 @@ def test_lookup_changes_no_token_of_a_model(engine: Engine, kind: str) -> None:
 @needs_native
 def test_a_draft_model_changes_no_token_and_a_twin_is_always_right(tmp_path: Path) -> None:
     large, other = write_tiny(tmp_path / "large.gguf", "phi3"), write_tiny(tmp_path / "draft.gguf", "llama", seed=9)
-    with Engine.open(large, n_threads=2) as engine, Engine.open(other, n_threads=1) as small:
+    with Engine.open(large, n_threads=1) as engine, Engine.open(other, n_threads=1) as small:
         prompt = engine.tokenizer.encode("once upon a time")
         check_same_vocabulary(engine, small)
         for drafting, wish in ((small, 4), (small, "auto"), (engine, 4)):
@@ -384,3 +384,25 @@ def test_a_draft_model_that_is_never_right_is_asked_ever_less_and_later_again() 
     for _ in range(100):
         drafter.extend(3)
     assert drafter.chances(1)[0] > 0.3
+
+
+@needs_native
+@pytest.mark.slow
+def test_speculation_changes_no_token_of_smollm2_with_any_kernels(smollm2: Path) -> None:
+    from phial import _native
+
+    said, before = "The quick brown fox jumps over the lazy dog, said the fox. ", _native.current_kernels()
+    try:
+        for kernels in _native.kernel_sets():
+            fast = kernels == before
+            with Engine.open(smollm2, kernels=kernels, n_threads=1) as engine:
+                prompt = engine.tokenizer.encode(f"Say it again: {said * (18 if fast else 3)}\n\n{said[:30]}")
+                for params in (GREEDY, SamplingParams(seed=1)):
+                    first, second = engine.session(512), engine.session(512)
+                    expected = plain(first, prompt, params, max_tokens=40 if fast else 16)
+                    for wish in (MOST_DRAFTS, 2):
+                        again = second.generate(prompt, params, max_tokens=len(expected), speculate=wish)
+                        assert list(again) == expected
+                        assert second.speculation is not None and second.speculation.statistics.accepted > 0
+    finally:
+        _native.use_kernels(before)
