@@ -72,6 +72,7 @@ class PassCosts:
         self.single = 0.0
         self._known: dict[int, _Cost] = {}
         self._passes = 0
+        self._relative: list[float] = []
 
     def observe(self, n: int, seconds: float) -> None:
         """A pass of n tokens took this long."""
@@ -80,12 +81,19 @@ class PassCosts:
             self.single = _towards(self.single, seconds)
         elif self.single:
             self._known.setdefault(n, _Cost()).observe(seconds / self.single, self._passes)
+        if n > 1 or self._passes % 64 == 0:
+            self._relative = []
 
-    def relative(self, most: int) -> list[float]:
-        """Costs of passes of 1, 2, … most tokens; where a number was not measured lately, what the others suggest.
+    def relative(self) -> list[float]:
+        """Costs of passes of 1, 2, … tokens; where a number was not measured lately, what the others suggest.
 
         A larger pass never costs less than a smaller one: that mends a disturbed measurement.
         """
+        if not self._relative:
+            self._relative = self._estimate(MOST_DRAFTS + 1)
+        return self._relative
+
+    def _estimate(self, most: int) -> list[float]:
         known = {1: 1.0} | {n: c.value for n, c in self._known.items() if c.seen > self._passes - FORGET}
         for n in sorted(known):  # what follows a known number is thought to be cheap, and so it is tried
             known.setdefault(n + 1, known[n] + OPTIMISM)
@@ -185,7 +193,7 @@ class Speculation:
             return 0
         each = self._drafter.seconds / self._costs.single
         best, best_speed, tokens, all_right = 0, MARGIN, 1.0, 1.0
-        costs = self._costs.relative(len(chances) + 1)
+        costs = self._costs.relative()
         for n, chance in enumerate(chances, 1):
             all_right *= chance
             tokens += all_right
