@@ -103,6 +103,21 @@ Type checked_type(int type) {
     return (Type)type;
 }
 
+// The tiles of a matrix as map_tensor takes them.
+nb::object packed(int type, int rows, int columns, const Array<uint8_t>& data) {
+    const BlockSize block = block_size(checked_type(type));
+    auto m = std::make_unique<Matrix>(make_matrix((Type)type, rows, columns));
+    if (data.size() != (size_t)rows * (size_t)(columns / block.elements) * (size_t)block.bytes) fail("wrong data size");
+    {
+        nb::gil_scoped_release release;
+        pack_tiles(*m, data.data(), 0, m->tiles());
+    }
+    uint8_t* tiles = m->buffer.data();
+    const size_t bytes = m->buffer.bytes();
+    nb::capsule owner(m.release(), [](void* p) noexcept { delete (Matrix*)p; });
+    return nb::cast(nb::ndarray<nb::numpy, uint8_t>(tiles, {bytes}, owner));
+}
+
 // (rows, columns) floats of a packed matrix, or its product with activations x (tokens, columns): for kernel tests.
 nb::object matmul(int type, int rows, int columns, const Array<uint8_t>& data, const Array<float, 2>& x, bool panels) {
     const BlockSize block = block_size(checked_type(type));
@@ -232,15 +247,27 @@ NB_MODULE(_native, m) {
     m.def("matmul", &matmul, "type"_a, "rows"_a, "columns"_a, "data"_a, "x"_a, "panels"_a,
           "x (tokens, columns) times the ggml blocks in data (rows, columns), by gemv or panels: for kernel tests.");
 
+    m.def("packed", &packed, "type"_a, "rows"_a, "columns"_a, "data"_a,
+          "The tiles of the ggml blocks in data (rows, columns), as bytes: what Model.map_tensor takes.");
+    m.def("packed_bytes", [](int type, int rows, int columns) { return packed_bytes(checked_type(type), rows, columns); },
+          "type"_a, "rows"_a, "columns"_a, "How many bytes of tiles a matrix has.");
+
     nb::class_<Model>(m, "Model")
         .def("__init__", &init_model, nb::kw_only(), "n_vocab"_a, "n_embd"_a, "n_layer"_a, "n_head"_a, "n_head_kv"_a,
              "head_dim"_a, "n_ff"_a, "rms_norm_eps"_a, "rope_dim"_a, "rope_interleaved"_a, "sliding_window"_a,
              "n_threads"_a)
         .def("set_tensor", [](Model& self, const std::string& name, int layer, int type, int rows, int columns,
-                              const Array<uint8_t>& data) {
+                              const Array<uint8_t>& data, bool packed) {
             nb::gil_scoped_release release;
-            self.set_tensor(name, layer, checked_type(type), rows, columns, data.data(), data.size());
-        }, "name"_a, "layer"_a, "type"_a, "rows"_a, "columns"_a, "data"_a)
+            self.set_tensor(name, layer, checked_type(type), rows, columns, data.data(), data.size(),
+                            packed ? Form::TILES : Form::BLOCKS);
+        }, "name"_a, "layer"_a, "type"_a, "rows"_a, "columns"_a, "data"_a, "packed"_a = false,
+             "Takes a tensor in: ggml blocks, or tiles as packed() makes them.")
+        .def("map_tensor", [](Model& self, const std::string& name, int layer, int type, int rows, int columns,
+                              const Array<uint8_t>& tiles) {
+            self.set_tensor(name, layer, checked_type(type), rows, columns, tiles.data(), tiles.size(), Form::TILES_IN_PLACE);
+        }, "name"_a, "layer"_a, "type"_a, "rows"_a, "columns"_a, "tiles"_a, nb::keep_alive<1, 7>(),
+             "Uses a tensor's tiles where they are, and keeps the array alive.")
         .def("set_rope", [](Model& self, bool long_set, const Array<float>& inv_freq, float attn_factor) {
             self.set_rope(long_set, to_vector(inv_freq), attn_factor);
         }, "long"_a, "inv_freq"_a, "attn_factor"_a)

@@ -33,32 +33,44 @@ size_t Model::bytes() const {
     return n;
 }
 
-void Model::pack(Matrix& m, const uint8_t* data) {
+void Model::fill(Matrix& m, const uint8_t* data, Form form) {
     constexpr int CHUNK = 8;
     std::atomic<int> next{0};
     pool_.run(pool_.size(), [&](int) {
-        for (int t; (t = next.fetch_add(CHUNK)) < m.tiles();)
-            pack_tiles(m, data, t, t + CHUNK < m.tiles() ? t + CHUNK : m.tiles());
+        for (int t; (t = next.fetch_add(CHUNK)) < m.tiles();) {
+            const int end = t + CHUNK < m.tiles() ? t + CHUNK : m.tiles();
+            const size_t at = m.bytes_per_tile * (size_t)t;
+            if (form == Form::BLOCKS) pack_tiles(m, data, t, end);
+            else std::memcpy(m.buffer.data() + at, data + at, m.bytes_per_tile * (size_t)(end - t));
+        }
     });
 }
 
 void Model::set_tensor(const std::string& name, int layer, Type type, int rows, int columns, const uint8_t* data,
-                       size_t bytes) {
+                       size_t bytes, Form form) {
     const Shape& s = shape_;
     const BlockSize block = block_size(type);
-    if (rows <= 0 || columns <= 0 || columns % block.elements ||
-        bytes != (size_t)rows * (size_t)(columns / block.elements) * (size_t)block.bytes)
+    const int count = name == "ffn_up" && rows == 2 * s.n_ff ? 2 : 1;  // phi3: gate rows, then up rows
+    const bool packed = form != Form::BLOCKS;
+    const bool whole = rows > 0 && columns > 0 && columns % block.elements == 0;
+    if (!whole || bytes != (packed ? (size_t)count * packed_bytes(type, rows / count, columns)
+                                   : (size_t)rows * (size_t)(columns / block.elements) * (size_t)block.bytes))
         fail("tensor " + name + ": " + std::to_string(bytes) + " bytes are not " + dims(rows, columns) + " of its type");
+    if (packed && (uintptr_t)data % 64) fail("tensor " + name + ": packed tiles must lie on cache lines");
     if (layer < -1 || layer >= s.n_layer) fail("tensor " + name + ": no layer " + std::to_string(layer));
 
     const auto expect = [&](int want_rows, int want_columns) {
         if (rows != want_rows || columns != want_columns)
             fail("tensor " + name + " is " + dims(rows, columns) + ", expected " + dims(want_rows, want_columns));
     };
+    const auto load = [&](Matrix& m, int n, const uint8_t* from) {
+        const bool in_place = form == Form::TILES_IN_PLACE;
+        m = in_place ? view_matrix(type, n, columns, from) : make_matrix(type, n, columns, &arena_);
+        if (!in_place) fill(m, from, form);
+    };
     const auto matrix = [&](Matrix& m, int want_rows, int want_columns) {
         expect(want_rows, want_columns);
-        m = make_matrix(type, rows, columns, &arena_);
-        pack(m, data);
+        load(m, rows, data);
     };
     const auto vector = [&](std::vector<float>& v, int n) {
         expect(1, n);
@@ -92,14 +104,10 @@ void Model::set_tensor(const std::string& name, int layer, Type type, int rows, 
     if (name == "ffn_gate") return matrix(l.gate, s.n_ff, s.n_embd);
     if (name == "ffn_down") return matrix(l.down, s.n_embd, s.n_ff);
     if (name == "ffn_up" && rows == s.n_ff) return matrix(l.up, s.n_ff, s.n_embd);
-    if (name == "ffn_up") {  // phi3: gate rows, then up rows
+    if (name == "ffn_up") {
         expect(2 * s.n_ff, s.n_embd);
-        const size_t half = bytes / 2;
-        for (Matrix* m : {&l.gate, &l.up}) {
-            *m = make_matrix(type, s.n_ff, columns, &arena_);
-            pack(*m, m == &l.gate ? data : data + half);
-        }
-        return;
+        load(l.gate, s.n_ff, data);
+        return load(l.up, s.n_ff, data + bytes / 2);
     }
     fail("unknown tensor " + name);
 }

@@ -35,6 +35,10 @@ struct Rope {
     float attn_factor = 1;
 };
 
+// Weights as they are handed over: to be packed, on all threads; packed, to be copied; or used where they are, which
+// must then outlive the model.
+enum class Form { BLOCKS, TILES, TILES_IN_PLACE };
+
 enum class Want { LAST, ALL, HIDDEN, NOTHING };
 
 // What the matrices of a layer multiply: the inputs whose squares are summed for an importance matrix.
@@ -63,10 +67,10 @@ class Model {
     int threads() const { return pool_.size(); }
     size_t bytes() const;  // memory of the packed weights
 
-    // `data` holds ggml blocks of (rows, columns); repacked at once, on all threads.
-    // Throws std::invalid_argument where name, shape or size do not fit the model.
+    // `data` holds ggml blocks of (rows, columns) or, on a cache line, the tiles of each matrix that the tensor holds
+    // (ffn_up may hold gate and up). Throws std::invalid_argument where name, shape or size do not fit the model.
     void set_tensor(const std::string& name, int layer, Type type, int rows, int columns, const uint8_t* data,
-                    size_t bytes);
+                    size_t bytes, Form form = Form::BLOCKS);
     void set_rope(bool long_set, std::vector<float> inv_freq, float attn_factor);
     void finish();  // throws std::invalid_argument naming the first tensor that is missing
 
@@ -82,7 +86,7 @@ class Model {
     int result_rows(const Batch& batch) const;
     void forward(const Cache& cache, const Batch& batch, int n_threads, const std::function<bool()>& stop, float* out);
 
-    void pack(Matrix& m, const uint8_t* data);  // all tiles, on all threads
+    void fill(Matrix& m, const uint8_t* data, Form form);  // all tiles, on all threads
 
     // From now on forward() adds the square of every input of every product to sums, which begin at zero; or no more.
     void collect(bool on);

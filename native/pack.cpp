@@ -241,7 +241,9 @@ size_t tile_bytes(Type type, int columns) {
     return packed_block_bytes(type) * (size_t)(columns / block_size(type).elements);
 }
 
-Matrix make_matrix(Type type, int rows, int columns, Arena* arena) {
+namespace {
+
+Matrix without_memory(Type type, int rows, int columns) {
     const BlockSize block = block_size(type);
     if (rows <= 0 || columns <= 0 || columns % block.elements)
         throw std::invalid_argument("a " + std::to_string(rows) + " x " + std::to_string(columns) +
@@ -251,8 +253,26 @@ Matrix make_matrix(Type type, int rows, int columns, Arena* arena) {
     m.rows = rows;
     m.columns = columns;
     m.bytes_per_tile = (tile_bytes(type, columns) + 63) / 64 * 64;
-    const size_t bytes = m.bytes_per_tile * (size_t)m.tiles();
+    return m;
+}
+
+}  // namespace
+
+size_t packed_bytes(Type type, int rows, int columns) {
+    const Matrix m = without_memory(type, rows, columns);
+    return m.bytes_per_tile * (size_t)m.tiles();
+}
+
+Matrix make_matrix(Type type, int rows, int columns, Arena* arena) {
+    Matrix m = without_memory(type, rows, columns);
+    const size_t bytes = packed_bytes(type, rows, columns);
     m.buffer = arena ? arena->take(bytes) : Buffer(bytes);
+    return m;
+}
+
+Matrix view_matrix(Type type, int rows, int columns, const uint8_t* tiles) {
+    Matrix m = without_memory(type, rows, columns);
+    m.buffer = Buffer::view((uint8_t*)tiles, packed_bytes(type, rows, columns));
     return m;
 }
 

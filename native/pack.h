@@ -68,6 +68,9 @@ struct Matrix {
 
 // Memory of its own, or from the arena. Throws std::invalid_argument where columns do not fit blocks.
 Matrix make_matrix(Type type, int rows, int columns, Arena* arena = nullptr);
+size_t packed_bytes(Type type, int rows, int columns);  // of its buffer; throws as make_matrix does
+// Over tiles that are packed already, packed_bytes of them on a cache line, which must outlive it.
+Matrix view_matrix(Type type, int rows, int columns, const uint8_t* tiles);
 // Packs tiles [first, last) from `data`, the tensor's ggml blocks, row after row. Thread-safe over disjoint tiles.
 void pack_tiles(Matrix& m, const uint8_t* data, int first, int last);
 // One row (0 to 15) of an unpacked tile as floats.

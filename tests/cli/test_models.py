@@ -7,6 +7,7 @@ import platform
 
 import numpy
 import pytest
+from tests.tiny_models import write_tiny
 
 from phial import __version__, hub
 
@@ -50,6 +51,35 @@ def test_pull_prints_the_path_alone_on_stdout(invoke, monkeypatch, tmp_path) -> 
     done = invoke("pull", "tiny", "--source", "hf")
     assert done.out == f"{tmp_path / 'tiny.gguf'}\n"
     assert asked == [("tiny", "hf")]
+
+
+def test_pull_prepare_makes_the_file_that_list_shows_and_rm_removes(invoke, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("phial._native", reason="the compiled core is not built")
+    path = write_tiny(tmp_path / "tiny.gguf")
+    done = invoke("pull", "--prepare", str(path))
+    made = path.with_name("tiny.gguf.prepared")
+    assert (done.status, done.out) == (0, f"{path}\n")
+    assert f"prepared: {made}" in done.err and made.is_file()
+    assert f"already prepared: {made}" in invoke("pull", "--prepare", str(path)).err
+
+    model = hub.find("smollm2-135m")
+    stored = tmp_path / "store" / "models" / model.folder / model.file
+    stored.parent.mkdir(parents=True)
+    path.rename(stored)
+    stored.with_name(f"{stored.name}.prepared").write_bytes(b"x" * 1000)
+    record = {
+        "name": model.name,
+        "size": stored.stat().st_size,
+        "sha256": "",
+        "licence": "",
+        "origin": "",
+        "pulled": "",
+    }
+    stored.with_name(f"{stored.name}.json").write_text(json.dumps(record))
+    assert f"{stored} (prepared)" in " ".join(invoke("list").out.split())
+    assert [row["prepared"] for row in json.loads(invoke("list", "--json").out)] == [True]
+    invoke("rm", model.name)
+    assert list((tmp_path / "store" / "models").rglob("*")) == []
 
 
 def test_rm_removes_every_model_named(invoke, monkeypatch) -> None:

