@@ -23,7 +23,7 @@ from phial.gguf.container import read_gguf, write_gguf
 
 VOCABULARY, WIDTH, LAYERS, HEADS, INNER = 32064, 3072, 32, 32, 8192
 # llama.cpp's numbers for general.file_type
-FILE_TYPE = {"q4_0": 2, "q4_k_m": 15, "q4_1": 3, "q5_0": 8, "q5_1": 9, "q8_0": 7}
+FILE_TYPE = {"f16": 1, "q4_0": 2, "q4_k_m": 15, "q4_1": 3, "q5_0": 8, "q5_1": 9, "q8_0": 7}
 FILE_TYPE |= {"q2_k": 10, "q3_k": 12, "q4_k": 14, "q5_k": 17, "q6_k": 18}
 POOL_BYTES = 4 << 20
 Tensor = tuple[str, tuple[int, ...], GGMLType]

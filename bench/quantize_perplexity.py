@@ -18,27 +18,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from peer_quantizer import quantize_file
 
-from phial.gguf import imatrix
+from phial.gguf.imatrix import load
 from phial.gguf.mixes import RECIPES
-
-PEER = """
-import ctypes, json, sys
-import llama_cpp, numpy as np
-source, target, file_type, threads, matrix = sys.argv[1:]
-parameters = llama_cpp.llama_model_quantize_default_params()
-parameters.ftype, parameters.nthread = int(file_type), int(threads)
-weights = dict(np.load(matrix)) if matrix else {}
-entries = (llama_cpp.llama_model_imatrix_data * (len(weights) + 1))()
-alive = [np.ascontiguousarray(w, np.float32) for w in weights.values()]
-for entry, name, w in zip(entries, weights, alive):
-    entry.name, entry.size = name.encode(), w.size
-    entry.data = w.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-if weights:
-    parameters.imatrix = ctypes.cast(entries, ctypes.POINTER(llama_cpp.llama_model_imatrix_data))
-sys.exit(llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(parameters)))
-"""
 
 
 def phial(*arguments: object) -> Any:
@@ -82,9 +65,7 @@ def main() -> None:
         threads = ["--threads", arguments.threads]
         calibrate = ["--calibrate", arguments.calibration, "--save-imatrix", matrix]
         phial("quantize", arguments.source, target, "--type", "Q8_0", *calibrate, *threads)
-        loaded = imatrix.load(matrix)
-        np.savez(folder / "matrix.npz", **{key: loaded.weights(key) for key in loaded.sums})
-        print(f"{arguments.source.name}: matrix of {loaded.chunk_count} chunks; quantised against the source\n")
+        print(f"{arguments.source.name}: matrix of {load(matrix).chunk_count} chunks; quantised against the source\n")
         print("| type | MB | matrix | by | perplexity | change, % | KL mean | same top, % |", flush=True)
         print("|---|--:|---|---|--:|--:|--:|--:|", flush=True)
         for recipe in arguments.recipes.split(","):
@@ -93,10 +74,14 @@ def main() -> None:
                 phial("quantize", arguments.source, target, "--type", recipe, *given, *threads)
                 row(recipe, target, with_matrix, "phial", measured(target, arguments.evaluation, base, options))
                 if arguments.peers:
-                    npz = str(folder / "matrix.npz") if with_matrix else ""
-                    file_type, python = RECIPES[recipe].file_type, arguments.peers / "bin" / "python"
-                    command = [python, "-c", PEER, arguments.source, target, file_type, arguments.threads, npz]
-                    subprocess.run(list(map(str, command)), check=True, stderr=subprocess.DEVNULL)
+                    quantize_file(
+                        arguments.peers,
+                        arguments.source,
+                        target,
+                        RECIPES[recipe].file_type,
+                        arguments.threads,
+                        matrix if with_matrix else None,
+                    )
                     cells = measured(target, arguments.evaluation, base, options)
                     row(recipe, target, with_matrix, "llama.cpp", cells)
 
