@@ -193,29 +193,26 @@ def phi35_shaped(path: Path) -> None:
 
 
 def speed(options: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Processor seconds of the call with token 4097 by either way, of going back, and of a plain token."""
+    """Processor seconds of a prefill, which "reprefill" repeats, and of calls that turn the keys of 4096 tokens."""
     path = folder / "shape.gguf"
     phi35_shaped(path)
     tokens = np.random.default_rng(1).integers(259, 32000, ORIGINAL + 2).tolist()
     seconds = {}
     with Engine.open(path, n_threads=options.threads, cache_type=options.cache_type, prefix_bytes=0) as engine:
+        engine.rope_switch = "rerotate"
         session = engine.session(ORIGINAL + AFTER)
 
-        def timed(what: str, at: int, way: str) -> None:
-            engine.rope_switch = way
-            session.truncate(at)
+        def timed(what: str, new: list[int]) -> None:
             start = time.process_time()
-            session.eval(tokens[at : at + 1])
+            session.eval(new)
             seconds[what] = time.process_time() - start
 
-        session.eval(tokens[:ORIGINAL])
-        timed("rerotate", ORIGINAL, "rerotate")
-        timed("one token", ORIGINAL + 1, "rerotate")
-        timed("rerotate back", ORIGINAL - 1, "rerotate")
-        timed("rerotate again", ORIGINAL, "rerotate")
-        session.truncate(0)
-        session.eval(tokens[:ORIGINAL])
-        timed("reprefill", ORIGINAL, "reprefill")
+        timed("prefill", tokens[:ORIGINAL])
+        timed("rerotate and one token", tokens[ORIGINAL : ORIGINAL + 1])
+        timed("one token", tokens[ORIGINAL + 1 :])
+        session.truncate(ORIGINAL - 1)
+        timed("rerotate back and one token", tokens[ORIGINAL - 1 : ORIGINAL])
+        timed("rerotate again and one token", tokens[ORIGINAL : ORIGINAL + 1])
     return seconds
 
 
