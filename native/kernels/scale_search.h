@@ -206,8 +206,7 @@ template <class C> struct SuperBlock {
         Floats step[C::GROUPS], low[C::GROUPS], peak = zero_f(), deepest = zero_f();
         for (int i = 0; i < C::GROUPS; i++) {
             const Range range = range_of<C>(g[i]);
-            Fit fit = search<C>(g[i], range, plan);
-            fit.or_better(refit<C>(g[i], fit.step, fit.low));
+            const Fit fit = search<C>(g[i], range, plan);
             power = add(power, range.power);
             step[i] = fit.step;
             low[i] = neg(fit.low);

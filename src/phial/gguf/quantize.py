@@ -1,8 +1,8 @@
 """A model in wide types to a quantised GGUF file: plan the types, then stream tensor by tensor.
 
 The source is a GGUF file or a Hugging Face folder. Types are mixes.py's, scales scale_search.py's, weighted by an
-importance matrix where there is one. Each matrix's error is measured on what was written. Left out: splitting files,
-removing layers, and a type for every single tensor by hand.
+importance matrix where there is one. Each matrix's error is that of the values as they will be decoded. Left out:
+splitting files, removing layers, and a type for every single tensor by hand.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def _moves(scale: int, minimum: int) -> NDArray[np.int32]:
 
 # How much each trial is worth: docs/LOG.md, 2026-11-25.
 _PLANS = {
-    GGMLType.Q8_0: Plan(_symmetric(127, 0.9, 1.002, 8)),
+    GGMLType.Q8_0: Plan(_symmetric(127, 0.92, 1.002, 6)),
     GGMLType.Q5_0: Plan(_symmetric(16, 0.5, 1.1, 24)),
     GGMLType.Q4_0: Plan(_symmetric(8, 0.5, 1.1, 24, 8)),
     GGMLType.Q5_1: Plan(_affine(-3, -2, -1, -0.3, 0.25, 0.7, 1.2)),

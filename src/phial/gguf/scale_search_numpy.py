@@ -197,7 +197,6 @@ class SuperBlock:
     def __init__(self, form: BlockFormat, groups: Groups, fit: Fit) -> None:
         assert form.scales is not None
         self.groups = groups
-        fit = fit.or_better(groups.refit(fit.step, fit.low))
         largest = form.scales.largest
         # The signed scales' range has one more value below: the largest is mapped onto it.
         self.range = (0, largest) if form.is_affine else (-largest - 1, largest)
