@@ -116,13 +116,13 @@ def prepare(model: str | os.PathLike[str], progress: Progress | None = None) -> 
                     _write(target, file, config, progress)
                     os.fsync(target.fileno())
                 os.chmod(temporary, file.path.stat().st_mode & 0o666)
+                _settle(Path(temporary))  # under this name nobody else can take it away meanwhile
                 os.replace(temporary, path)
             finally:
                 Path(temporary).unlink(missing_ok=True)
         except OSError as error:
             needed = f"about {file.size / 1e9:.1f} GB are needed beside the model"
             raise PhialError(f"cannot write {path}: {error.strerror or error}", needed) from error
-        _settle(path)
         return path, True
 
 
