@@ -3,7 +3,7 @@
 Same file, same threads, same token ids; the two take turns (A B A B ...), each in a process of its own that is stopped
 while the other one works. A figure is the median over the turns. Decoding is also given as the fraction of its limit:
 memory bandwidth, measured around every decode, over the bytes a token needs (weights and cached keys and values).
-Not covered: batches of several sequences, sampling, GPUs.
+Not covered: sampling, GPUs.
 """
 
 from __future__ import annotations
@@ -74,24 +74,30 @@ class Row:
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed: a prompt of n tokens in an empty cache, or n single tokens behind `depth` cached ones."""
+    """What is timed: a prompt of n tokens in an empty cache, n single tokens behind `depth` cached ones, or
+    n tokens of each of several sequences that grow side by side."""
 
     kind: str
     n: int
     depth: int = 0
+    sequences: int = 0
 
     @property
     def label(self) -> str:
+        if self.kind == "batch":
+            return f"decode of {self.sequences} sequences"
         return f"prefill {self.n}" if self.kind == "prefill" else f"decode at {self.depth}"
 
     def run(self, worker: Worker) -> float:
         """Tokens per second of one turn."""
+        if self.kind == "batch":
+            return self.n * self.sequences / float(worker("batch", n=self.n, sequences=self.sequences))
         arguments = {"n": self.n} if self.kind == "prefill" else {"n": self.n, "depth": self.depth}
         return self.n / float(worker(self.kind, **arguments))
 
     def warm_up(self, worker: Worker) -> None:
         """Bring weights, threads and the cached depth in; not timed."""
-        Case(self.kind, self.n if self.kind == "prefill" else 2, self.depth).run(worker)
+        replace(self, n=self.n if self.kind == "prefill" else 2).run(worker)
 
 
 def weight_bytes(path: Path) -> int:
@@ -108,12 +114,16 @@ class Comparison:
         self.path, self.options = path, options
         self.cases = [Case("prefill", n) for n in options.prefill]
         self.cases += [Case("decode", options.tokens, depth) for depth in options.depth]
+        if options.sequences:
+            self.cases.append(Case("batch", options.tokens, sequences=options.sequences))
         settings = ["on", "off"] if options.peer_flash_attn == "best" else [options.peer_flash_attn]
         self.meter = Worker(sys.executable, "meter", processes)
         self.ours = Worker(sys.executable, "phial", processes)
         self.peers = [Worker(str(options.peers / "bin" / "python"), "llama_cpp", processes) for _ in settings]
         context = max([*options.prefill, *(depth + options.tokens for depth in options.depth)]) + 64
-        load = {"path": str(path), "threads": options.threads, "context": context}
+        grown = (options.repeat + 1) * options.tokens if options.sequences else 0
+        load = {"path": str(path), "threads": options.threads, "context": max(context, grown)}
+        load["sequences"] = options.sequences
         self.facts = self.ours("load", **load, cache_type=options.cache_type, kernels=options.kernels)
         peer_facts = [p("load", **load, flash_attention=s) for p, s in zip(self.peers, settings, strict=True)]
         self.engines = [self.facts["engine"], *(facts["engine"] for facts in peer_facts)]
@@ -230,6 +240,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=5, help="turns each")
     parser.add_argument("--prefill", type=int, nargs="*", default=[64, 512], metavar="N", help="prompt lengths")
     parser.add_argument("--depth", type=int, nargs="*", default=[0, 2048], metavar="N", help="decode behind N tokens")
+    parser.add_argument("--sequences", type=int, default=0, metavar="N", help="decode N sequences side by side, too")
     parser.add_argument("--tokens", type=int, default=32, help="tokens decoded a turn")
     parser.add_argument("--peer-flash-attn", choices=["auto", "on", "off", "best"], default="auto")
     parser.add_argument("--shared-core", action="store_true", help="measure beside a busy loop on one core too (Linux)")

@@ -31,18 +31,23 @@ class Runner(Protocol):
 
     def truncate(self, n: int) -> None: ...
 
+    def eval_each(self, tokens: Tokens) -> NDArray[np.float32]: ...
+
     def facts(self) -> dict[str, Any]: ...
 
 
 class Phial:
     """phial, through the engine every other part of it uses."""
 
-    def __init__(self, path: str, threads: int, context: int, cache_type: str, kernels: str | None) -> None:
+    def __init__(
+        self, path: str, threads: int, context: int, sequences: int, cache_type: str, kernels: str | None
+    ) -> None:
+        from phial.engine.cache import PageTable
         from phial.engine.engine import Engine
 
-        self.engine = Engine.open(
-            path, n_threads=threads, n_threads_batch=threads, cache_type=cache_type, kernels=kernels
-        )
+        settings = {"cache_type": cache_type, "kernels": kernels, "prepared": False}  # as a first start has it
+        self.engine = Engine.open(path, n_threads=threads, n_threads_batch=threads, **settings)
+        self.tables = [PageTable(self.engine.pool, context) for _ in range(sequences)]
         self.session = self.engine.session(context)
         self.n_vocab = self.engine.config.n_vocab
         self.cache_type = cache_type
@@ -52,6 +57,21 @@ class Phial:
 
     def truncate(self, n: int) -> None:
         self.session.truncate(n)
+
+    def eval_each(self, tokens: Tokens) -> NDArray[np.float32]:
+        """One more token for every sequence of a batch; logits (sequences, n_vocab)."""
+        from phial.engine.backend import Step, Want
+
+        for table in self.tables:
+            table.prepare(1)
+        steps = [
+            Step([int(token)], table.n_tokens, table.long, table.pages)
+            for token, table in zip(tokens, self.tables, strict=True)
+        ]
+        logits = self.engine.forward(steps, Want.LAST)
+        for table in self.tables:
+            table.n_tokens += 1
+        return logits
 
     def facts(self) -> dict[str, Any]:
         config = self.engine.config
@@ -65,7 +85,9 @@ class Phial:
 class LlamaCpp:
     """llama.cpp, through the C functions that llama-cpp-python exposes; its defaults but for what is named here."""
 
-    def __init__(self, path: str, threads: int, context: int, flash_attention: str = "auto") -> None:
+    def __init__(
+        self, path: str, threads: int, context: int, sequences: int = 0, flash_attention: str = "auto"
+    ) -> None:
         import llama_cpp
 
         self.api: Any = llama_cpp
@@ -78,7 +100,8 @@ class LlamaCpp:
         if not self.model:
             raise RuntimeError(f"llama.cpp cannot load {path}")
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = context, 2048, 512
+        params.n_ctx, params.n_batch, params.n_ubatch = context * (sequences + 1), 2048, 512
+        params.n_seq_max = sequences + 1
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = {"auto": -1, "off": 0, "on": 1}[flash_attention]
         self.context = llama_cpp.llama_init_from_model(self.model, params)
@@ -87,6 +110,8 @@ class LlamaCpp:
         self.memory = llama_cpp.llama_get_memory(self.context)
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.flash_attention = flash_attention
+        self.batch: Any = None
+        self.each_past = 0
 
     def eval(self, tokens: Tokens) -> NDArray[np.float32]:
         for start in range(0, len(tokens), 2048):
@@ -99,6 +124,23 @@ class LlamaCpp:
         self.api.llama_synchronize(self.context)
         logits = self.api.llama_get_logits_ith(self.context, -1)
         return np.ctypeslib.as_array(logits, (self.n_vocab,))
+
+    def eval_each(self, tokens: Tokens) -> NDArray[np.float32]:
+        """One more token for each of sequences 1, 2, ...; logits (sequences, n_vocab)."""
+        n = len(tokens)
+        if self.batch is None:
+            self.batch = self.api.llama_batch_init(n, 0, 1)
+        self.batch.n_tokens = n
+        for i, token in enumerate(tokens):
+            self.batch.token[i], self.batch.pos[i] = int(token), self.each_past
+            self.batch.n_seq_id[i], self.batch.seq_id[i][0], self.batch.logits[i] = 1, i + 1, 1
+        status = self.api.llama_decode(self.context, self.batch)
+        if status:
+            raise RuntimeError(f"llama_decode returned {status}")
+        self.each_past += 1
+        self.api.llama_synchronize(self.context)
+        rows = [self.api.llama_get_logits_ith(self.context, i) for i in range(n)]
+        return np.stack([np.ctypeslib.as_array(row, (self.n_vocab,)) for row in rows])
 
     def truncate(self, n: int) -> None:
         if not self.api.llama_memory_seq_rm(self.memory, 0, n, -1):
@@ -144,6 +186,17 @@ class Timer:
         self.check(logits)
         return seconds
 
+    def batch(self, sequences: int, n: int) -> float:
+        """Seconds for n tokens of each of several sequences, a token of each a step."""
+        steps = self.ids[: n * sequences].reshape(n, sequences)
+        start = time.perf_counter()
+        for step in steps:
+            logits = self.runner.eval_each(step)
+        seconds = time.perf_counter() - start
+        if logits.shape != (sequences, self.runner.n_vocab) or not np.isfinite(logits).all():
+            raise RuntimeError("the logits of a batch are not finite, or of another number of sequences")
+        return seconds
+
     def check(self, logits: NDArray[np.float32]) -> None:
         if logits.shape != (self.runner.n_vocab,) or not np.isfinite(logits).all():
             raise RuntimeError("the logits are not finite: what was timed is not a forward pass")
@@ -180,7 +233,7 @@ def answer(request: dict[str, Any], state: dict[str, Timer]) -> Any:
         return bandwidth(**request)
     if do == "peak":
         return peak_resident()
-    return getattr(state["timer"], {"prefill": "prefill", "decode": "decode"}[do])(**request)
+    return getattr(state["timer"], {"prefill": "prefill", "decode": "decode", "batch": "batch"}[do])(**request)
 
 
 def main() -> None:
