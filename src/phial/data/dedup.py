@@ -24,7 +24,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from datatrove.data import Document
@@ -35,6 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from phial.data import duplicates, semantic
 from phial.data.minhash import MinHash
+from phial.data.pipeline import Phase
 from phial.data.signature_files import SignatureReader, SignatureWriter, document_name, identifier_of
 from phial.data.word_hashes import BATCH_CHARACTERS
 from phial.errors import ArgumentError, PhialError
@@ -78,16 +79,6 @@ class DedupConfig(BaseModel):
         return float(1 - (1 - similarity**self.rows) ** self.bands)
 
 
-class Phase(NamedTuple):
-    """Steps to run as one datatrove pipeline of `tasks` tasks."""
-
-    name: str
-    steps: list[PipelineStep]
-    tasks: int
-    reads: bool  # whether the corpus' reader goes in front
-    writes: bool = False  # whether the documents that come out are the stage's
-
-
 def dedup_stage(
     config: DedupConfig, folder: Path, tasks: int, sources: Sequence[str], embed: Embed | None = None
 ) -> list[Phase]:
@@ -106,10 +97,10 @@ def dedup_stage(
         raise ArgumentError("semantic_threshold needs embeddings", "give embed=, or leave semantic_threshold out")
     embed = embed if config.semantic_threshold is not None else None
     return [
-        Phase("signatures", [Signatures(config, folder, sources, embed)], tasks, reads=True),
-        Phase("pairs", [Pairs(config, folder, tasks)], config.passes, reads=False),
-        Phase("decide", [Decide(config, folder, tasks)], 1, reads=False),
-        Phase("drop", [DropDuplicates(folder)], tasks, reads=True, writes=True),
+        Phase("signatures", [Signatures(config, folder, sources, embed)], tasks, writes=False),
+        Phase("pairs", [Pairs(config, folder, tasks)], config.passes, reads=False, writes=False),
+        Phase("decide", [Decide(config, folder, tasks)], 1, reads=False, writes=False),
+        Phase("drop", [DropDuplicates(folder)], tasks),
     ]
 
 
