@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from phial.data.benchmarks import Benchmark, Item, read_items
-from phial.data.dedup import Phase
 from phial.data.overlap import Matcher, count_texts
+from phial.data.pipeline import Phase
 from phial.data.question_index import Index
 from phial.errors import ArgumentError, PhialError
 
@@ -59,9 +59,9 @@ def decontaminate_stage(
     if not config.benchmarks and not questions:
         raise ArgumentError("no benchmark to look for", "name their files under benchmarks")
     return [
-        Phase("index", [BuildIndex(config, folder, questions)], 1, reads=False),
-        Phase("count", [CountCommon(folder)], tasks, reads=True),
-        Phase("drop", [Decontaminate(config, folder, tasks)], tasks, reads=True, writes=True),
+        Phase("index", [BuildIndex(config, folder, questions)], 1, reads=False, writes=False),
+        Phase("count", [CountCommon(folder)], tasks, writes=False),
+        Phase("drop", [Decontaminate(config, folder, tasks)], tasks),
     ]
 
 
