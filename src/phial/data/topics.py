@@ -79,8 +79,8 @@ def _rank(seed: int, *names: str) -> bytes:
 
 def load_topics(path: Path | None = None) -> TopicTree:
     """The tree of a TOML file (the built-in one without a path). Raises PhialError where it is none."""
-    own = _read(_BUILT_IN)
-    tree = own if path is None else _read(path)
+    own = read_toml(_BUILT_IN, "topic tree")
+    tree = own if path is None else read_toml(path, "topic tree")
     name = "the built-in tree" if path is None else str(path)
     audiences = _strings(tree.pop("audiences", own["audiences"]), f"{name}: audiences")
     styles = _strings(tree.pop("styles", own["styles"]), f"{name}: styles")
@@ -93,11 +93,12 @@ def load_topics(path: Path | None = None) -> TopicTree:
     return TopicTree(topics, audiences, styles)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The tables of a TOML file. Raises PhialError that calls the file no `what` where it is none."""
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PhialError(f"{path} is no topic tree: {error}", "it is a TOML file in UTF-8") from None
+        raise PhialError(f"{path} is no {what}: {error}", "it is a TOML file in UTF-8") from None
 
 
 def _leaves(table: dict[str, Any], path: tuple[str, ...], python: bool, name: str) -> Iterator[Topic]:
