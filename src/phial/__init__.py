@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-__all__ = ["Engine", "Llama", "ModelConfig", "PhialError", "SamplingParams", "Tokenizer", "__version__"]
+__all__ = ["Engine", "Llama", "LlamaGrammar", "ModelConfig", "PhialError", "SamplingParams", "Tokenizer", "__version__"]
 
 if TYPE_CHECKING:
     from phial.config import ModelConfig
     from phial.engine.engine import Engine
+    from phial.engine.grammar import LlamaGrammar
     from phial.engine.llama import Llama
     from phial.engine.sampling import SamplingParams
     from phial.errors import PhialError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Engine": "phial.engine.engine",
     "Llama": "phial.engine.llama",
+    "LlamaGrammar": "phial.engine.grammar",
     "ModelConfig": "phial.config",
     "PhialError": "phial.errors",
     "SamplingParams": "phial.engine.sampling",

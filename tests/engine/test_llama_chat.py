@@ -107,7 +107,8 @@ def test_a_chat_handler_gets_everything_by_name(path: Path) -> None:
     "arguments",
     [
         {"tools": [{}]}, {"functions": [{}]}, {"tool_choice": "auto"}, {"function_call": "auto"}, {"grammar": "x"},
-        {"response_format": {"type": "json_object"}}, {"top_logprobs": 2}, {"stop": [""]}, {"messages": []},
+        {"response_format": {"type": "yaml"}}, {"response_format": {"type": "json_schema"}},
+        {"top_logprobs": 2}, {"stop": [""]}, {"messages": []},
         {"messages": "Hi"}, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         {"logprobs": True},
     ],

@@ -1,6 +1,6 @@
 """Chat answers made from text completions, and which prompt format a chat uses (phi3-spec §10.3, §10.4).
 
-Left out: function calls, tools and JSON answers; asking for one is an error that says so.
+Left out: function calls and tools; asking for them is an error that says so.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from phial.engine.grammar import response_grammar
 from phial.engine.llama_types import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -20,20 +21,29 @@ from phial.engine.llama_types import (
 )
 from phial.errors import ArgumentError
 
-_LATER = "tools and structured output come with a later version"
+_LATER = "tools come with a later version; response_format holds an answer to a JSON schema"
 
 
-def refuse_structured_output(arguments: Mapping[str, Any]) -> None:
-    """Raise ArgumentError where tools, functions or a JSON answer are asked for."""
+def refuse_tools(arguments: Mapping[str, Any]) -> None:
+    """Raise ArgumentError where tools or functions are asked for."""
     for name in ("functions", "tools"):
         if arguments[name]:
             raise ArgumentError(f"{name} are not supported yet", _LATER)
     for name in ("function_call", "tool_choice"):
         if arguments[name] not in (None, "none"):
             raise ArgumentError(f"{name}={arguments[name]!r} is not supported yet", _LATER)
-    wanted = arguments["response_format"]
-    if wanted is not None and wanted != {"type": "text"}:
-        raise ArgumentError(f"response_format={wanted!r} is not supported yet", f'only {{"type": "text"}}: {_LATER}')
+
+
+def chat_grammar(response_format: object, grammar: object) -> object:
+    """The one grammar an answer is held to; None for no grammar.
+
+    Raises:
+        ArgumentError: there are two, or the format cannot be honoured.
+    """
+    wanted = response_grammar(response_format)
+    if wanted is not None and grammar is not None:
+        raise ArgumentError("response_format and grammar are both given", "pass one of them")
+    return grammar if wanted is None else wanted
 
 
 def number_of_logprobs(logprobs: bool | None, top_logprobs: int | None) -> int | None:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from phial.engine.constraint import Constraint
 from phial.engine.llama_core import LlamaCore
 from phial.engine.llama_state import longest_token_prefix
 from phial.engine.llama_types import Completion, CompletionChunk, CompletionLogprobs, Criterion, FinishReason, Processor
@@ -32,6 +33,7 @@ class CompletionRequest:
         max_tokens: how many ids may be drawn, at least one.
         logprobs: how many likeliest tokens to name per token; None for no log-probabilities.
         stop_ids: ids that end the text and are not part of it.
+        constraint: what the text is held to, fresh; None for nothing.
     """
 
     prompt: str
@@ -46,6 +48,7 @@ class CompletionRequest:
     model: str
     processor: Processor | None
     criterion: Criterion | None
+    constraint: Constraint | None = None
 
 
 class CompletionRun:
@@ -56,7 +59,7 @@ class CompletionRun:
         self._request = request
         self._id = f"cmpl-{uuid.uuid4()}"
         self._created = int(time.time())
-        self._sampler = Sampler(request.params, llama.n_vocab())  # here, so that its complaints come with the call
+        self._sampler = Sampler(request.params, llama.n_vocab(), request.constraint)  # here: it complains at the call
         self._ids: list[int] = []
         self._entries: list[TokenLogprob] = []
         self._prompt_entries: list[TokenLogprob] = []
@@ -122,7 +125,7 @@ class CompletionRun:
             self._ids.append(token)
             data = llama.detokenize([token], prev_tokens=prompt_ids + self._ids[:-1])
             yield from text.push(token, data, self._describe(token, data, len(text.text)))
-            if text.stopped:
+            if text.stopped or (request.constraint is not None and request.constraint.finished):
                 break
             if len(self._ids) >= request.max_tokens:
                 self._finish_reason = "length"

@@ -6,7 +6,7 @@
     print(llm("Once upon a time", max_tokens=64)["choices"][0]["text"])
 
 Arguments, defaults and answers are its own (phi3-spec §10.1-10.4), written against recorded answers. Every argument
-works or is answered: llama_arguments.py. Left out: grammars, tools.
+works or is answered: llama_arguments.py. Left out: tools.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from phial.engine import logprobs as logprobs_module
 from phial.engine.chat_completion import (
     as_chat,
     as_chat_chunks,
+    chat_grammar,
     number_of_logprobs,
-    refuse_structured_output,
+    refuse_tools,
 )
 from phial.engine.chat_formats import ChatFormat, check_format, choose_format
 from phial.engine.completion import CompletionRequest, CompletionRun
 from phial.engine.embedding import Vector, pool
+from phial.engine.grammar import LlamaGrammar
 from phial.engine.llama_arguments import (
     RANDOM_SEED,
     check_constructor,
@@ -69,15 +71,15 @@ from phial.engine.prompts import infill_ids, read_prompt, room_for
 from phial.errors import ArgumentError, PhialError
 
 __all__ = [
-    "Llama", "LlamaCache", "LlamaDiskCache", "LlamaDraftModel", "LlamaPromptLookupDecoding", "LlamaRAMCache",
-    "LlamaState", "LogitsProcessorList", "StoppingCriteriaList",
+    "Llama", "LlamaCache", "LlamaDiskCache", "LlamaDraftModel", "LlamaGrammar", "LlamaPromptLookupDecoding",
+    "LlamaRAMCache", "LlamaState", "LogitsProcessorList", "StoppingCriteriaList",
 ]  # fmt: skip
 
 
 # what create_completion does not pass on to the sampler
 _NOT_FOR_SAMPLING = (
     "prompt", "suffix", "max_tokens", "logprobs", "echo", "stop", "stream", "seed", "model", "stopping_criteria",
-    "logits_processor",
+    "logits_processor", "grammar",
 )  # fmt: skip
 
 
@@ -199,8 +201,9 @@ class Llama(LlamaCore):
         """Continue a prompt, text or ids; a dict, or with `stream` an iterator of dicts.
 
         max_tokens None, 0 or less: until the context is full. logprobs: how many likeliest tokens to name for each
-        token, for a model opened with logits_all=True. logit_bias: added to the logits of these ids. Everything is
-        checked before this returns, also when streaming.
+        token, for a model opened with logits_all=True. logit_bias: added to the logits of these ids. grammar: a
+        LlamaGrammar the text is held to; it is a whole one unless finish_reason is "length". Everything is checked
+        before this returns, also when streaming.
 
         Raises:
             ContextLimitError: the prompt fills the context (a ValueError).
@@ -254,6 +257,7 @@ class Llama(LlamaCore):
             model=self.model_path if chosen["model"] is None else chosen["model"],
             processor=as_processor(chosen["logits_processor"]),
             criterion=as_criterion(chosen["stopping_criteria"]),
+            constraint=self._constraint(chosen["grammar"], stop_ids),
         )
 
     def create_chat_completion(
@@ -290,15 +294,17 @@ class Llama(LlamaCore):
         """Answer a conversation; a dict, or with `stream` an iterator of dicts.
 
         The prompt is made by chat_handler, else by chat_format, else by the model file's template, else as for
-        Llama 2. What the messages say is never read as control tokens.
+        Llama 2. What the messages say is never read as control tokens. response_format: {"type": "json_object"}, with
+        "schema" or not, or OpenAI's "json_schema"; the answer is then JSON, unless finish_reason is "length".
 
-        Raises: as create_completion does; ArgumentError for tools and response formats, which come later.
+        Raises: as create_completion does; ArgumentError for tools, which come later.
         """
         arguments = dict(locals())
         del arguments["self"]
         if self.chat_handler is not None:
             return self.chat_handler(llama=self, **arguments)
-        refuse_structured_output(arguments)
+        refuse_tools(arguments)
+        arguments["grammar"] = chat_grammar(response_format, grammar)
         for name in ("functions", "function_call", "tools", "tool_choice", "response_format", "top_logprobs"):
             del arguments[name]
         arguments |= {"suffix": None, "echo": False, "stopping_criteria": None}

@@ -143,7 +143,6 @@ def sampling_params(
     temperature: float,
     mirostat_mode: int,
     tfs_z: float,
-    grammar: object,
     penalize_nl: bool = True,
     logit_bias: Mapping[Any, float] | None = None,
     **others: Any,
@@ -153,14 +152,12 @@ def sampling_params(
     A temperature below 0 draws from the whole distribution as it is, as there.
 
     Raises:
-        ArgumentError: an argument outside its range, or tail-free sampling, mirostat 1, a grammar, penalize_nl=False.
+        ArgumentError: an argument outside its range, or tail-free sampling, mirostat 1, penalize_nl=False.
     """
     if tfs_z != 1.0:
         raise ArgumentError(f"tfs_z={tfs_z!r} is not supported", "use top_p, min_p or typical_p instead")
     if penalize_nl is not True:
         raise ArgumentError(f"penalize_nl={penalize_nl!r} is not supported", "newlines count like every other token")
-    if grammar is not None:
-        raise ArgumentError("grammar is not supported yet", "structured output comes with a later version")
     if isinstance(temperature, (int, float)) and temperature < 0:
         temperature = 1.0
         others |= {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}

@@ -9,13 +9,15 @@ from __future__ import annotations
 import random
 import sys
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from phial.engine.constraint import Constraint, TokenTrie
 from phial.engine.engine import Engine
+from phial.engine.grammar import as_grammar
 from phial.engine.llama_arguments import POOLING_NONE, cache_type, chosen_seed, lora_adapters, sampling_params
 from phial.engine.llama_speculative import drafter_for
 from phial.engine.llama_state import BaseLlamaCache, LlamaState, longest_token_prefix
@@ -76,6 +78,7 @@ class LlamaCore:
         self.scores = np.empty((0, tokenizer.n_vocab), np.float32)
         self._scores_long: bool | None = None  # the factor set of all rows of scores; None: of both
         self._logits: NDArray[np.float32] | None = None
+        self._trie: TokenTrie | None = None
         if self._engine is not None:
             paths = lora_adapters(arguments["lora_path"], arguments["lora_scale"])
             adapters = [(self._engine.load_adapter(path), scale) for path, scale in paths]
@@ -222,6 +225,8 @@ class LlamaCore:
     ) -> int:
         """Draw the token that follows position idx (the last one); penalties look at all evaluated tokens.
 
+        A grammar is at its beginning in every call: use generate for a text.
+
         Raises:
             ArgumentError: nothing was evaluated, or logits of that position were not kept.
         """
@@ -306,13 +311,22 @@ class LlamaCore:
 
     def _sampler(self, arguments: dict[str, Any], seed: int | None) -> Sampler:
         """A sampler from generate's arguments."""
+        constraint = self._constraint(arguments.pop("grammar"), self.vocabulary.tokenizer.eog_ids)
         params = sampling_params(
             temperature=arguments.pop("temp"),
             penalty_last_n=self.last_n_tokens_size,
             seed=chosen_seed(seed),
             **arguments,
         )
-        return Sampler(params, self.n_vocab())
+        return Sampler(params, self.n_vocab(), constraint)
+
+    def _constraint(self, grammar: object, stop_ids: Collection[int]) -> Constraint | None:
+        """A fresh constraint for one text. Raises ArgumentError where `grammar` is none or cannot be followed."""
+        chosen = as_grammar(grammar)
+        if chosen is None:
+            return None
+        self._trie = self._trie or TokenTrie(self.vocabulary)
+        return self._trie.constraint(chosen, stop_ids)
 
     def _next_seed(self) -> int | None:
         """A seed for one call: the next of the chain set_seed or the constructor began; None for a fresh one."""

@@ -1,9 +1,9 @@
 """From logits to the next token: the sampler chain and its parameters.
 
-Order of the chain, the same as llama.cpp's: logit bias, penalties, top-k, typical, top-p, min-p, temperature, draw.
-Temperature 0 (or less) takes the most likely token after bias and penalties. Mirostat v2 (Basu et al., 2021,
+Order of the chain, the same as llama.cpp's: grammar, logit bias, penalties, top-k, typical, top-p, min-p, temperature,
+draw. Temperature 0 (or less) takes the most likely token after bias and penalties. Mirostat v2 (Basu et al., 2021,
 arXiv:2007.14966) replaces the filters by a feedback loop that holds the surprise of the text at tau bits.
-Left out: mirostat v1, tail-free, XTC and DRY sampling, grammars (they mask logits before they come here).
+Left out: mirostat v1, tail-free, XTC and DRY sampling.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,15 +105,27 @@ def _is_real(value: object) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
+class Mask(Protocol):
+    """What may come next in one text (constraint.py)."""
+
+    def apply(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The logits, -inf for what may not."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """This token was drawn."""
+        ...
+
+
 class Sampler:
-    """Draws tokens for one text: holds its random generator and mirostat's running estimate.
+    """Draws tokens for one text: holds its random generator, mirostat's running estimate and what the text is held to.
 
     Attributes:
         params: the parameters it was made with.
         seed: the seed in use, also where params.seed is None.
     """
 
-    def __init__(self, params: SamplingParams, n_vocab: int) -> None:
+    def __init__(self, params: SamplingParams, n_vocab: int, mask: Mask | None = None) -> None:
         """Raise ArgumentError where logit_bias names a token the vocabulary does not have."""
         bias = params.logit_bias or {}
         for token in bias:
@@ -121,6 +133,7 @@ class Sampler:
                 raise ArgumentError(f"logit_bias names token {token}", f"the vocabulary ends at {n_vocab - 1}")
         self.params = params
         self.n_vocab = n_vocab
+        self._mask = mask
         self.seed = secrets.randbits(32) if params.seed is None else int(params.seed)
         self._random = np.random.Generator(np.random.PCG64(self.seed))
         self._bias_ids = np.fromiter(bias.keys(), np.int64, len(bias))
@@ -134,7 +147,10 @@ class Sampler:
         if self.params.mirostat_mode == 2 and self.params.temperature > 0:
             observed = -math.log2(probabilities[index])
             self._mu -= self.params.mirostat_eta * (observed - self.params.mirostat_tau)
-        return int(ids[index])
+        token = int(ids[index])
+        if self._mask is not None:
+            self._mask.accept(token)
+        return token
 
     def distribution(self, logits: NDArray[np.float32], context: Sequence[int]) -> tuple[Ids, Floats]:
         """Return the ids that the next draw chooses among, in rising order, and their probabilities.
@@ -149,7 +165,7 @@ class Sampler:
         if logits.shape != (self.n_vocab,):
             raise ArgumentError(f"logits have the shape {logits.shape}", f"expected ({self.n_vocab},)")
         params = self.params
-        adjusted = self._adjust(logits, context)
+        adjusted = self._adjust(logits if self._mask is None else self._mask.apply(logits), context)
         # One pass: max is NaN where any logit is, +inf where any is, -inf where all are.
         if not math.isfinite(adjusted.max()):
             raise _bad_logits(adjusted)
