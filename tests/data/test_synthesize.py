@@ -172,6 +172,17 @@ def test_near_duplicates_and_benchmark_texts_are_dropped_the_first_is_kept(tmp_p
     assert (report["decontaminated"], leaked["decontaminated"]) == (False, True)
 
 
+def test_questions_of_the_configured_benchmarks_are_not_in_what_is_kept(tmp_path: Path) -> None:
+    question = "Which of these planets has the greatest mass of all that go around our sun today and in the past"
+    leak = change_first_pair(answer=f"{question}? {prose('of', 1)}")
+    (tmp_path / "planets.jsonl").write_text(json.dumps({"question": question}) + "\n")
+    benchmarks = [{"name": "planets", "files": [str(tmp_path / "planets.jsonl")]}]
+    settings = config(requests={"qa": 2}, benchmarks=benchmarks)
+    assert synthesize(settings, RuleTeacher(), tmp_path / "clean")["kept"] == 2
+    report = synthesize(settings, Erring(leak), tmp_path / "leaked")
+    assert (report["dropped"], report["decontaminated"]) == ({"contaminated": 2}, True)
+
+
 def test_costs_are_summed_by_kind(tmp_path: Path) -> None:
     report = synthesize(
         config(requests={"qa": 3, "textbook": 2}, price_in=1.0, price_out=10.0), RuleTeacher(), tmp_path

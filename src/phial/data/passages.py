@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from phial.data.document import SUFFIX, read_documents
 from phial.errors import FormatError, PhialError
 
 
@@ -34,28 +34,31 @@ def read_passages(files: Sequence[Path], max_words: int) -> list[Passage]:
     """
     passages: dict[str, Passage] = {}
     for path in files:
-        for number, line in enumerate(_lines(path), 1):
-            document = _document(line, f"{path}, line {number}")
+        for found, where in _documents(path):
+            document = _checked(found, where)
             for text in _pieces(document["text"], max_words):
                 key = hashlib.sha256(text.encode()).hexdigest()
                 passages.setdefault(key, Passage(text, document["id"], document["metadata"]["licence"]))
     return [passages[key] for key in sorted(passages)]
 
 
-def _lines(path: Path) -> Iterator[str]:
-    if path.suffix != ".zst":
-        with path.open(encoding="utf-8") as file:
-            yield from file
+def _documents(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every document and where it stands."""
+    if path.name.endswith(SUFFIX):
+        for number, document in enumerate(read_documents(path), 1):
+            yield {"text": document.text, "id": document.id, "metadata": document.metadata}, f"{path}, line {number}"
         return
-    import zstandard
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}, line {number}"
+            try:
+                yield json.loads(line), where
+            except ValueError:
+                raise FormatError(f"{where} is no JSON", "name files of jsonl or jsonl.zst") from None
 
-    with path.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as plain:
-        yield from io.TextIOWrapper(plain, "utf-8")
 
-
-def _document(line: str, where: str) -> dict[str, Any]:
+def _checked(document: Any, where: str) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = json.loads(line)
         licence = document["metadata"].get("licence")
         assert isinstance(document["text"], str) and isinstance(document["id"], str)
         document["text"].encode()  # half a surrogate pair is no text
@@ -63,7 +66,8 @@ def _document(line: str, where: str) -> dict[str, Any]:
         raise FormatError(f"{where} is no document", 'a line is {"text", "id", "metadata"}') from None
     if not licence:
         raise PhialError(f"{where} has no licence", "a rewrite inherits it: set metadata.licence of its source")
-    return document
+    checked: dict[str, Any] = document
+    return checked
 
 
 def _pieces(text: str, max_words: int) -> Iterator[str]:

@@ -5,8 +5,8 @@ style, topics.py), not by temperature alone. Every answer runs through checks.py
 removal in the order of the requests, so that the output depends on the configuration, the seed and the teacher's
 answers only: not on the number of workers, nor on how often the run was stopped (request_journal.py).
 
-The output folder: kept/00000.jsonl.zst, dropped/00000.jsonl.zst (metadata.filter_reason says why), stage.json,
-journal.jsonl. A rewrite has the licence of its source, all else the configuration's.
+The output folder is a stage's (stage.py) with one task, and the journal beside it. A rewrite has the licence of its
+source, all else the configuration's.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from phial.data.benchmarks import Benchmark, read_items
 from phial.data.checks import Bounds, Verdict, judge
+from phial.data.document import Document
 from phial.data.near_duplicates import Accepted
+from phial.data.overlap import Matcher
 from phial.data.passages import Passage, read_passages
+from phial.data.question_index import Index
 from phial.data.request_journal import RequestJournal, digest
 from phial.data.sandbox import Limits, Outcome, run_exercise
-from phial.data.synthesis_report import Tally, write_output
+from phial.data.synthesis_report import OutputFiles, Tally
 from phial.data.synthetic_kinds import KIND_NAMES, KINDS, Kind, KindName
 from phial.data.topics import Cell, load_topics, read_toml
 from phial.errors import PhialError
@@ -57,6 +61,8 @@ class SynthesizeConfig(BaseModel):
     near_duplicate: float = Field(0.6, gt=0, le=1)  # Jaccard similarity of word 3-grams
     price_in: float | None = Field(None, ge=0)
     price_out: float | None = Field(None, ge=0)
+    benchmarks: tuple[Benchmark, ...] = ()  # no text may hold a question of these
+    coverage: float = Field(0.5, gt=0, le=1)  # share of a question's words from which a text holds it
     weak_sandbox: bool = False
 
     @property
@@ -116,20 +122,22 @@ def synthesize(
 
     Args:
         output: the folder; a run that was stopped there goes on; a finished one is judged again from its journal.
-        contaminated: whether a text overlaps a benchmark; None does not look, and the report says so.
+        contaminated: whether a text overlaps a benchmark; None looks for the configuration's benchmarks. Where there
+            are none either, the report says so.
         workers: requests under way at once; the output does not depend on it. An engine answers one at a time.
 
     Raises:
         PhialError: the configuration cannot be met, the teacher fails, or exercises cannot be executed safely.
     """
     requests = plan(config, teacher.name)
+    contaminated = contaminated or _benchmark_check(config)
     output.mkdir(parents=True, exist_ok=True)
-    tally = Tally(config.name)
+    tally = Tally()
     accepted = Accepted(config.near_duplicate)
     with ExitStack() as stack:
         journal = stack.enter_context(RequestJournal(output / "journal.jsonl"))
         replies = stack.enter_context(_Asking(config, teacher, journal, workers))
-        documents = stack.enter_context(write_output(output))
+        documents = OutputFiles(output)
         execute = _executor(config, journal)
         for done, (request, reply) in enumerate(replies.of(requests), 1):
             source = request.passage.text if request.passage else ""
@@ -138,13 +146,20 @@ def synthesize(
                 verdict = _against_others(verdict, _name(config, request), accepted, contaminated)
             documents.add(_document(config, teacher.name, request, verdict), verdict.reason)
             seconds = journal.entries[request.key]["seconds"]
-            tally.add(
-                request.kind.name, verdict.reason, reply, seconds, len(verdict.text.encode("utf-8", "backslashreplace"))
-            )
+            tally.add(request.kind.name, verdict.reason, reply, seconds)
             if show is not None:
                 show(done, f"{tally.kept} of {done} accepted")
         settings = config.model_dump(mode="json")
         return documents.finish(tally.report(settings, teacher.name, contaminated is not None, accepted.threshold))
+
+
+def _benchmark_check(config: SynthesizeConfig) -> Callable[[str], bool] | None:
+    """Whether a text holds a question of the configured benchmarks (see overlap.py)."""
+    if not config.benchmarks:
+        return None
+    index = Index(itertools.chain.from_iterable(read_items(benchmark) for benchmark in config.benchmarks))
+    matcher = Matcher(index, config.coverage)
+    return lambda text: bool(matcher.find([text]))
 
 
 class _Asking:
@@ -215,8 +230,8 @@ def _name(config: SynthesizeConfig, request: Request) -> str:
     return f"{config.name}-{request.key[:16]}"
 
 
-def _document(config: SynthesizeConfig, teacher: str, request: Request, verdict: Verdict) -> dict[str, Any]:
-    """The document as a line of the output has it."""
+def _document(config: SynthesizeConfig, teacher: str, request: Request, verdict: Verdict) -> Document:
+    """The document of a verdict."""
     passage = request.passage
     metadata: dict[str, Any] = {
         "source": config.name,
@@ -233,7 +248,7 @@ def _document(config: SynthesizeConfig, teacher: str, request: Request, verdict:
         metadata |= {"filter_reason": verdict.reason, "filter_detail": verdict.detail}
     if verdict.reason == "near_duplicate":
         metadata["duplicate_of"] = verdict.detail
-    return {"text": verdict.text, "id": _name(config, request), "metadata": metadata}
+    return Document(verdict.text, _name(config, request), metadata=metadata)
 
 
 def load_config(path: Path) -> dict[str, Any]:
@@ -252,7 +267,3 @@ def checked_config(settings: dict[str, Any]) -> SynthesizeConfig:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise PhialError(f"{where}: {first['msg']}", f"given: {json.dumps(first['input'], default=str)[:80]}") from None
-
-
-def _bytes(text: str) -> int:
-    return len(text.encode("utf-8", "backslashreplace"))
