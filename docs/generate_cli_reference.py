@@ -5,6 +5,7 @@ tests/cli/test_reference.py fails where the page is not what this prints.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,16 @@ Results go to stdout, everything else to stderr. Exit status: 0, 2 for a mistake
 def page() -> str:
     """The whole reference."""
     commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    return HEAD + "".join(section(name, command) for name, command in commands.items())
+    return HEAD + "".join(section(*item) for item in flat(commands))
+
+
+def flat(commands: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command with its whole name, those of a group behind one another."""
+    for name, command in commands.items():
+        if hasattr(command, "commands"):
+            yield from flat(command.commands, f"{before}{name} ")
+        else:
+            yield before + name, command
 
 
 def section(name: str, command: Any) -> str:

@@ -23,6 +23,8 @@ COMMANDS = [
     "convert",
     "quantize",
     "info",
+    "data",
+    "data run",
 ]
 HEAVY = [
     "numpy", "rich", "huggingface_hub", "prompt_toolkit", "jinja2", "tokenizers", "sentencepiece", "torch",
@@ -32,7 +34,7 @@ PROBE = """
 import io, json, sys
 from phial.cli import app, console
 pages = {}
-for command in [[], *([name] for name in sys.argv[1].split())]:
+for command in [[], *(name.split() for name in sys.argv[1].split(","))]:
     sys.stdout = io.StringIO()
     assert console.run(app.app, [*command, "--help"]) == 0
     pages[" ".join(command)] = sys.stdout.getvalue()
@@ -46,7 +48,7 @@ def helped() -> dict:
     """Every help page, and the modules that were imported to show them."""
     import json
 
-    done = subprocess.run([sys.executable, "-c", PROBE, " ".join(COMMANDS)], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", PROBE, ",".join(COMMANDS)], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
@@ -63,7 +65,13 @@ def test_every_help_page_ends_with_one_example(helped) -> None:
 
 
 def test_the_commands_are_those_the_documentation_lists() -> None:
-    assert list(typer.main.get_command(app).commands) == COMMANDS
+    def names(group, before: str = "") -> list[str]:
+        found = []
+        for name, command in group.commands.items():
+            found += [before + name, *(names(command, f"{before}{name} ") if hasattr(command, "commands") else [])]
+        return found
+
+    assert names(typer.main.get_command(app)) == COMMANDS
 
 
 def test_no_arguments_at_all_show_the_help(phial) -> None:

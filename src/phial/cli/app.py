@@ -12,7 +12,21 @@ from typing import Annotated
 import typer
 
 from phial import __version__
-from phial.cli import bench, chat, console, convert, info, inspect, models, perplexity, quantize, run, tokenize
+from phial.cli import (
+    bench,
+    chat,
+    console,
+    convert,
+    data,
+    info,
+    inspect,
+    models,
+    options,
+    perplexity,
+    quantize,
+    run,
+    tokenize,
+)
 
 app = typer.Typer(
     name="phial",
@@ -37,17 +51,12 @@ app.command(epilog="Example: phial perplexity text.txt -m phi-3-mini-4k --window
 app.command(epilog="Example: phial convert ./Phi-3-mini-4k-instruct phi-3-mini.gguf --type q8_0")(convert.convert)
 app.command(epilog="Example: phial quantize f16.gguf q4.gguf --type Q4_K_M --calibrate text.txt")(quantize.quantize)
 app.command(epilog="Example: phial info")(info.info)
+app.add_typer(data.data)
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
         console.write(f"phial {__version__}\n")
-        raise typer.Exit
-
-
-def _show_help(context: typer.Context, wanted: bool) -> None:
-    if wanted:
-        console.write(context.get_help() + "\n")
         raise typer.Exit
 
 
@@ -57,10 +66,7 @@ def root(
         bool,
         typer.Option("--version", metavar="", is_eager=True, callback=_show_version, help="Show the version and exit."),
     ] = False,
-    helped: Annotated[
-        bool,
-        typer.Option("--help", "-h", metavar="", is_eager=True, callback=_show_help, help="Show this page and exit."),
-    ] = False,
+    helped: options.Help = False,
 ) -> None:
     """Small language models on the machine in front of you."""
 

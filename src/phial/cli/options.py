@@ -14,9 +14,22 @@ from typing import Annotated, Any
 
 import typer
 
+from phial.cli import console
 from phial.errors import ArgumentError
 
 DEFAULT_MODEL = "smollm2-135m"
+
+
+def _show_help(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        console.write(context.get_help() + "\n")
+        raise typer.Exit
+
+
+Help = Annotated[  # of groups: typer's own option needs pydantic, which takes as long as all the rest
+    bool,
+    typer.Option("--help", "-h", metavar="", is_eager=True, callback=_show_help, help="Show this page and exit."),
+]
 
 Model = Annotated[
     str, typer.Option("--model", "-m", metavar="MODEL", help="Catalogue name, hf:owner/repo/file.gguf, or a path.")

@@ -1,0 +1,29 @@
+"""What the commands of `phial data` share: the check for the extra, and the table of a stage's counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from phial.cli import console
+from phial.errors import PhialError
+
+_NEEDED = ("datatrove", "pydantic", "zstandard")
+
+
+def require_data() -> None:
+    """Raises PhialError where the libraries of the data extra are not installed."""
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise PhialError(f"{', '.join(missing)} is needed to prepare data", "pip install 'phial[data]'")
+
+
+def show_stages(stages: Sequence[dict[str, Any]]) -> None:
+    """A row a stage: documents in, kept, and the reasons most were dropped for."""
+    rows = []
+    for stage in stages:
+        reasons = sorted(stage["dropped"].items(), key=lambda item: (-item[1], item[0]))
+        most = ", ".join(f"{reason} {n:,}" for reason, n in reasons[:3])
+        rows.append([stage["name"], f"{stage['documents_in']:,}", f"{stage['kept']:,}", most])
+    console.write_table(["stage", "in", "kept", "dropped for"], rows, right=["in", "kept"])
