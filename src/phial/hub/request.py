@@ -113,7 +113,7 @@ def request(
     url, embedded = split_credentials(url)
     secret, start = secret or embedded, url
     hops: list[Message] = []
-    opener = _opener()
+    opener = http_opener()
     for _ in range(MAX_REDIRECTS + 1):
         sent = {"Accept-Encoding": "identity", "User-Agent": "phial", **headers}
         if secret and origin(url) == origin(start):
@@ -231,7 +231,8 @@ def _status_error(status: int, address: str) -> SourceError:
     return SourceError(f"{address} answered with status {status}", "check the address")
 
 
-def _opener() -> urllib.request.OpenerDirector:
+def http_opener() -> urllib.request.OpenerDirector:
+    """What opens addresses through the environment's proxies and certificates; every status is an answer."""
     proxies = urllib.request.getproxies()
     bundles = tuple(path for name in CA_VARIABLES if (path := os.environ.get(name)))
     if "all" in proxies:
