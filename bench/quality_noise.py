@@ -209,20 +209,24 @@ def page(rng: random.Random) -> str:
     return "\n\n".join((menu(rng)[:400], product(rng), legal(rng)))
 
 
-def scrambled(text: str, rng: random.Random) -> str:
-    """A real text spoilt: words shuffled, letters shuffled, bytes misread, or one line again and again."""
-    how = rng.randrange(5)
+def words_shuffled(text: str, rng: random.Random) -> str:
     words = text.split()
-    if how <= 1:
-        rng.shuffle(words)
-        return " ".join(words)
-    if how == 2:
-        return " ".join("".join(rng.sample(word, len(word))) for word in words)
-    if how == 3:
-        line = " ".join(words[: rng.randint(4, 15)])
-        return "\n".join([line] * rng.randint(10, 60))
-    mixed = [word.encode("utf-16-le").decode("latin-1") if rng.random() < 0.5 else word[::-1] for word in words]
-    return " ".join(mixed).replace("\0", "Â")
+    rng.shuffle(words)
+    return " ".join(words)
+
+
+def words_shuffled_in_lines(text: str, rng: random.Random) -> str:
+    """Line breaks stay where they were."""
+    return "\n".join(words_shuffled(line, rng) for line in text.split("\n"))
+
+
+def letters_shuffled(text: str, rng: random.Random) -> str:
+    return " ".join("".join(rng.sample(word, len(word))) for word in text.split())
+
+
+def bytes_misread(text: str, rng: random.Random) -> str:
+    words = [w.encode("utf-16-le").decode("latin-1") if rng.random() < 0.5 else w[::-1] for w in text.split()]
+    return " ".join(words).replace("\0", "Â")
 
 
 def chat(rng: random.Random) -> str:
@@ -256,3 +260,9 @@ NOISE: dict[str, Callable[[random.Random], str]] = {
     "whole shop pages": page,
 }
 CHATTER: dict[str, Callable[[random.Random], str]] = {"forum threads": chat, "reviews": reviews}
+SPOILT: dict[str, Callable[[str, random.Random], str]] = {
+    "words shuffled": words_shuffled,
+    "words shuffled in lines": words_shuffled_in_lines,
+    "letters shuffled": letters_shuffled,
+    "bytes misread": bytes_misread,
+}

@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quality_noise import CHATTER, NOISE, scrambled
+from quality_noise import CHATTER, NOISE, SPOILT
+from quality_passages import windows
 
 Texts = Iterator[tuple[str, str]]  # (group, text)
 SHORTEST = 120
@@ -117,10 +118,13 @@ def made(maker: Callable[[random.Random], str], name: str, count: int) -> Texts:
         yield f"{name}/{number}", maker(random.Random(f"{name} {number}"))
 
 
-def spoilt(texts: Callable[[], Texts], every: int) -> Texts:
-    for number, (group, text) in enumerate(chunks(texts())):
-        if number % every == 0:
-            yield group, scrambled(text, random.Random(number))
+def spoilt(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Tier 0: every fifth real text of tier 2 and more once more, ruined; in the group of the text it was."""
+    for number, row in enumerate(row for row in rows if row["score"] >= 2):
+        if number % 5 == 0:
+            name, ruin = list(SPOILT.items())[(0, 0, 0, 1, 2, 3)[number // 5 % 6]]
+            text = ruin(row["text"], random.Random(number))
+            yield row | {"text": text, "score": 0, "source": f"spoilt: {name}"}
 
 
 def chunks(texts: Texts) -> Texts:
@@ -145,6 +149,7 @@ def documentation(debs: Path) -> list[Source]:
 def sources(debs: Path, data: Path) -> list[Source]:
     real = [
         *documentation(debs),
+        Source("textbook passages written for this", 5, "Apache-2.0", 200, windows),
         Source("Perl tutorials", 5, "Artistic-1.0-Perl", 250, lambda: pods(debs / "perl-doc", TUTORIALS)),
         Source("worked problems (FLAN: aqua, gsm8k)", 4, "Apache-2.0", 700,
                lambda: rationales(data, "aqua_train.tsv", "gsm8k_train.tsv")),
@@ -160,8 +165,7 @@ def sources(debs: Path, data: Path) -> list[Source]:
         *(Source(f"made: {n}", 1, "Apache-2.0", 700, lambda m=m, n=n: made(m, n, 700)) for n, m in CHATTER.items()),
     ]  # fmt: skip
     noise = [Source(f"made: {n}", 0, "Apache-2.0", 260, lambda m=m, n=n: made(m, n, 260)) for n, m in NOISE.items()]
-    broken = [Source(f"spoilt: {s.name}", 0, s.licence, 60, lambda s=s: spoilt(s.texts, 5)) for s in real if s.tier > 1]
-    return real + noise + broken
+    return real + noise
 
 
 def unseen(debs: Path, data: Path) -> list[Source]:
@@ -208,7 +212,7 @@ def chosen(source: Source) -> list[dict[str, Any]]:
     """At most `most` chunks, picked by hash."""
     rows = [
         {"text": text, "score": source.tier, "group": group, "source": source.name, "licence": source.licence}
-        for group, text in (source.texts() if source.name.startswith(("made", "spoilt")) else chunks(source.texts()))
+        for group, text in (source.texts() if source.name.startswith(("made", "textbook")) else chunks(source.texts()))
     ]
     rows.sort(key=lambda row: hashlib.sha256(row["text"].encode("utf-8", "replace")).digest())
     print(f"{source.name}: {len(rows)} chunks, {min(len(rows), source.most)} taken", file=sys.stderr)
@@ -219,9 +223,9 @@ def write_labels(debs: Path, data: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, some in (("labels", sources(debs, data)), ("unseen", unseen(debs, data))):
         with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            for source in some:
-                for row in chosen(source):
-                    file.write(json.dumps(row, sort_keys=True) + "\n")
+            rows = [row for source in some for row in chosen(source)]
+            for row in rows + (list(spoilt(rows)) if name == "labels" else []):
+                file.write(json.dumps(row, sort_keys=True) + "\n")
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import hashlib
 import heapq
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -276,17 +276,3 @@ def group_of(document: Text) -> str:
     path = str(metadata.get("path") or "").split("#")[0]
     # a file with many records (path "file#record") is no single origin
     return str(metadata.get("url") or (path if "#" not in str(metadata.get("path")) else "") or document.id)
-
-
-def read_texts(lines: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Text]:
-    """Documents from (where, record) pairs; a record has "text", and perhaps "id" and "metadata".
-
-    Raises:
-        PhialError: a record without a text, named by where it stood.
-    """
-    for where, record in lines:
-        text = record.get("text")
-        if not isinstance(text, str):
-            raise PhialError(f'{where} has no "text"', "documents are lines of JSON with a text")
-        metadata = record.get("metadata")
-        yield Text(str(record.get("id", where)), text, metadata if isinstance(metadata, dict) else {})

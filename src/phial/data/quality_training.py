@@ -51,7 +51,7 @@ class TrainingSettings:
     """
 
     bits: int = 15
-    penalty: float = 3e-5
+    penalty: float = 1e-5
     iterations: int = 150
     test: float = 0.2
     calibration: float = 0.15
