@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 import zipfile
 from dataclasses import replace
@@ -11,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phial.data import ngrams
+from phial.data import ngrams, quality_file
+from phial.data.labels import read_labels, read_texts, write_texts
 from phial.data.quality import Classifier
-from phial.data.quality_file import load_classifier, save_classifier
+from phial.data.quality_file import load_classifier, load_default, save_classifier
 from phial.data.quality_metrics import measure
 from phial.data.quality_training import Labelled, TrainingSettings, rising_curve, split, train_classifier
 from phial.errors import ArgumentError, FormatError, PhialError
 
+MODEL_CARD = Path(__file__).parents[2] / "docs/models/quality-default.md"
 LESSON = (
     "Because the force {w} grows with the mass, we first find the {w}, then divide it by the {w}. For example, {w}."
 )
@@ -305,3 +308,133 @@ def test_the_version_follows_the_weights(trained: Classifier) -> None:
     tables[0, 0, 0] += 1
     assert replace(trained, tables=tables).version != trained.version
     assert replace(trained, about={}).version == trained.version
+
+
+# --- the classifier shipped with phial; its training never saw these texts ---
+
+TEACHING = {
+    "physics": """\
+A lever is a rigid bar that turns about a fixed point, the fulcrum. To find out whether it is balanced, we \
+compare moments: the moment of a force is the force multiplied by its distance from the fulcrum. A child of 30 \
+kilograms who sits 2 metres from the middle of a seesaw balances one of 20 kilograms at 3 metres, because 30 \
+times 2 equals 20 times 3. What happens if the heavier child moves half a metre closer? Calculate both moments \
+first, and then decide which side goes down.""",
+    "biology": """\
+Enzymes are proteins that speed up chemical reactions without being used up. Each enzyme has a region called the \
+active site, whose shape fits only certain molecules. When the temperature rises, molecules move faster and meet \
+the active site more often, so the reaction becomes quicker. Above a certain temperature, however, the protein \
+loses its shape and the reaction stops. This explains why a high fever is dangerous.""",
+    "programming": """\
+A function that calls itself is called recursive. Every recursive function needs a case that it can answer at \
+once, otherwise it would never stop. Take the factorial: the factorial of 0 is 1, and the factorial of any \
+larger number n is n times the factorial of n - 1. To compute factorial(3), Python therefore first computes \
+factorial(2), and so on, until it reaches factorial(0).""",
+    "history": """\
+Printing with movable type changed Europe because it lowered the cost of a book. Before, a copy took a scribe \
+several months; afterwards a workshop could make hundreds in that time. As a consequence, scholars in distant \
+cities were able to work from the same text and to correct each other's errors. Luther's ideas spread within \
+weeks, whereas earlier reformers had reached only their own region.""",
+}
+CHATTER = {
+    "forum": """Posted by mike77: hey guys just got back from the game, so wet lol. anyone else there??
+> jen: yeah was awesome, my throat hurts haha
+> mike77: same. who's driving next week? i can take 2 people
+> jen: me me me!! btw did you see what Tom was wearing omg""",
+    "status": """\
+ugh monday again. missed the bus, spilled coffee all over my new shirt and now my phone is at 3%. somebody \
+please send cake!! also happy bday to my little bro, can't believe ur 18 already, love you dude""",
+    "opinion": """\
+i don't get why everybody likes that phone so much. mine froze twice this week and the shop guy just laughed at \
+me. never again, im going back to my old one. what do you think? anyone had the same trouble?""",
+}
+SPAM_PAGES = {
+    "spam": """\
+CONGRATULATIONS winner!!! You were chosen to get a FREE tablet. Click the link below now and enter your card \
+number to pay only $1 shipping. Offer ends today!!! Act now! Act now! 100% guaranteed, no risk. Reply STOP to \
+unsubscribe.""",
+    "menu": "Home | Products | Support | Sign in | Cart (2) | Checkout | Privacy | Terms | Contact us | © ShopWorld",
+    "shop": """\
+Kids rain boots blue size 28, free delivery. $19.99 $12.49 You save 38%. In stock. Add to basket. Add to wish \
+list. 4.5 out of 5 stars (212 reviews). Customers also viewed: umbrella, rain coat, gloves.""",
+}
+
+
+def test_the_shipped_classifier_ranks_lessons_over_chatter_over_spam() -> None:
+    classifier = load_default()
+    lessons, chatter, spam = (classifier.scores(list(texts.values())) for texts in (TEACHING, CHATTER, SPAM_PAGES))
+    assert lessons.mean() > 3 and (lessons >= 3).sum() >= 3, dict(zip(TEACHING, lessons, strict=True))
+    assert lessons.min() > chatter.max() and chatter.max() < 3, dict(zip(CHATTER, chatter, strict=True))
+    assert chatter.min() > spam.max() and spam.max() < 1, dict(zip(SPAM_PAGES, spam, strict=True))
+
+
+def test_the_shipped_classifier_sees_that_words_are_shuffled() -> None:
+    classifier, rng = load_default(), random.Random(0)
+    for text in TEACHING.values():
+        words = text.split() * 2
+        rng.shuffle(words)
+        assert classifier.scores([" ".join(words)])[0] < classifier.scores([text])[0] - 1
+
+
+def test_the_shipped_classifier_is_small_and_says_where_it_comes_from() -> None:
+    path = Path(quality_file.__file__).with_name(quality_file.DEFAULT)
+    assert path.stat().st_size < 2_000_000
+    about = load_default().about
+    assert about["labels_from"] == "tiers of sources"
+    assert {source["tier"] for source in about["sources"].values()} == set(range(6))
+    licences = {source["licence"] for source in about["sources"].values()}
+    assert not [licence for licence in licences if "NC" in licence or "GPL" in licence or not licence]
+    assert about["metrics"]["f1"] > 0.9
+    assert load_default().version in MODEL_CARD.read_text("utf-8")
+
+
+# --- the commands ---
+
+
+def phial(*arguments: str) -> None:
+    from phial.cli.app import app
+
+    app(list(arguments), standalone_mode=False)
+
+
+def test_from_labels_to_scores_by_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("datatrove")
+    lines = [{"text": label.text, "score": label.score, "group": label.group} for label in labels()]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = str(tmp_path / "q.npz")
+    phial("data", "classifier", str(tmp_path / "labels.jsonl"), "-o", made, "--bits", "10", "--json")
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["metrics"]["f1"] > 0.9 and shown["version"] == load_classifier(Path(made)).version
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps({"text": t, "id": t[:3]}) + "\n" for t in (LESSON, SPAM)))
+    out = tmp_path / "scored.jsonl.zst"
+    phial("data", "score", str(tmp_path / "docs.jsonl"), "-o", str(out), "--classifier", made, "--json")
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["documents"] == 2 and sum(row["documents"] for row in shown["scores"]) == 2
+    lesson, spam = read_texts(out)
+    assert lesson.text == LESSON and lesson.metadata["quality"] > 4 and spam.metadata["quality"] < 1
+    first = out.read_bytes()
+    phial("data", "score", str(tmp_path / "docs.jsonl"), "-o", str(out), "--classifier", made, "--json")
+    assert out.read_bytes() == first
+    with pytest.raises(ArgumentError, match="is among the documents"):
+        phial("data", "score", str(out), "-o", str(out))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "jsonl.zst"])
+def test_files_are_read_as_they_were_written_and_damage_is_named(tmp_path: Path, ending: str) -> None:
+    datatrove = pytest.importorskip("datatrove.data")
+    path = tmp_path / f"d.{ending}"
+    texts = [random.Random(n).randbytes(300).hex() + "\u2028é\n" for n in range(500)]
+    assert write_texts((datatrove.Document(t, str(n), metadata={"n": n}) for n, t in enumerate(texts)), path) == 500
+    found = list(read_texts(path))
+    assert [text.text for text in found] == texts and found[7].metadata == {"n": 7}
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(PhialError, match=rf"d\.{ending}:\d+ cannot be read"):
+        list(read_texts(path))
+    with pytest.raises(PhialError, match="no documents at"):
+        list(read_texts(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("line", ["[]", '{"score": 3}', '{"text": "t", "score": 9}', '{"text": "", "score": "3"}', "{"])
+def test_a_line_that_is_no_label_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "l.jsonl").write_text('{"text": "a", "score": 3}\n' + line + "\n")
+    with pytest.raises(PhialError, match=r"l\.jsonl:"):
+        read_labels(tmp_path / "l.jsonl")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from phial.cli import data_run, options
+from phial.cli import data_quality, data_run, options
 
 data = typer.Typer(
     name="data",
@@ -20,6 +20,8 @@ data = typer.Typer(
 )
 
 data.command(epilog="Example: phial data run corpus.toml --output runs/corpus --workers 2")(data_run.run)
+data.command(epilog="Example: phial data classifier answers.jsonl --output quality.npz")(data_quality.classifier)
+data.command(epilog="Example: phial data score runs/corpus/02-clean --output scored.jsonl.zst")(data_quality.score)
 
 
 @data.callback()

@@ -1,4 +1,4 @@
-"""`phial data annotate`, `classifier` and `score`: labels from a model, a classifier from labels, scores from it."""
+"""`phial data classifier` and `score`: a classifier from labels, scores from it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phial.cli import console, options
+from phial.cli.data_stages import require_data
 from phial.cli.progress import progress
-from phial.errors import ArgumentError, PhialError
+from phial.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from phial.data.annotate import Annotation
     from phial.data.quality import Classifier
     from phial.data.quality_metrics import Report
 
@@ -28,6 +28,7 @@ def classifier(
     as_json: options.Json = False,
 ) -> None:
     """Train a quality classifier from labels, and report on labels it has not seen."""
+    require_data()
     from phial.data.labels import read_labels
     from phial.data.quality_file import save_classifier
     from phial.data.quality_training import TrainingSettings, train_classifier
@@ -56,6 +57,7 @@ def score(
     as_json: options.Json = False,
 ) -> None:
     """Write the quality score of every document; drops none."""
+    require_data()
     from phial.data.labels import files_of, read_texts, write_texts
     from phial.data.quality_file import load_classifier, load_default
 
@@ -102,47 +104,3 @@ def _print_report(report: Report) -> None:
     bins = [[f"{r.low:.1f}-{r.high:.1f}", str(r.texts), f"{r.score:.2f}", f"{r.label:.2f}"] for r in report.reliability]
     heads = ["SCORES", "TEXTS", "MEAN SCORE", "MEAN LABEL"]
     console.write_table(heads, bins, right=heads[1:])
-
-
-def annotate(
-    documents: Documents,
-    answers: Annotated[Path, typer.Option("--answers", "-o", metavar="FILE", help="Labels; added to, never redone.")],
-    model: options.Model = options.DEFAULT_MODEL,
-    sample: Annotated[int, typer.Option("--sample", "-n", metavar="N", help="How many documents to label.")] = 1000,
-    seed: Annotated[int, typer.Option(metavar="N", help="Decides which.")] = 0,
-    rubric: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Your own instructions.", show_default="educational value")
-    ] = None,
-    max_characters: Annotated[int, typer.Option(metavar="N", help="Of a longer text show only so much.")] = 4000,
-    threads: options.Threads = None,
-    as_json: options.Json = False,
-) -> None:
-    """Let a language model give a sample of documents 0 to 5 for educational value."""
-    from phial.data import annotate as labelling
-    from phial.data.labels import read_texts
-
-    if sample < 1 or max_characters < 1:
-        raise ArgumentError(f"--sample {sample} and --max-characters {max_characters} must be positive")
-    rules = labelling.RUBRIC if rubric is None else rubric.read_text("utf-8")
-    chosen = labelling.sample(read_texts(documents), sample, seed)
-    with _judge(model, threads) as judge, progress("first document", len(chosen)) as show:
-        try:
-            done = labelling.annotate(chosen, judge, answers, rubric=rules, max_characters=max_characters, show=show)
-        except KeyboardInterrupt:
-            console.note(f"stopped; the same command goes on from {answers}")
-            raise
-    _print_annotation(done, answers, as_json)
-
-
-def _print_annotation(done: Annotation, answers: Path, as_json: bool) -> None:
-    counts = [sum(label.score == value for label in done.labels) for value in range(6)]
-    if as_json:
-        spent = {"prompt_tokens": done.prompt_tokens, "completion_tokens": done.completion_tokens}
-        rest = {"cached": done.cached, "failed": len(done.failed), "shown_in_part": done.excerpted, **spent}
-        console.write_json({"file": str(answers), "labels": {str(v): n for v, n in enumerate(counts)}, **rest})
-    else:
-        rows = [[str(value), str(count)] for value, count in enumerate(counts)]
-        console.write_table(["SCORE", "DOCUMENTS"], rows, right=["DOCUMENTS"])
-    console.note(f"{answers}: {len(done.labels)} labels, {done.cached} of them known before, {len(done.failed)} failed")
-    if not done.labels and done.failed:
-        raise PhialError(f"no document was labelled: {done.failed[0][1]}", f"look into {answers}.failed")

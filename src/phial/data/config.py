@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from phial.data.dedup import DedupConfig
+from phial.data.quality_steps import QualityConfig
 from phial.data.sources import SourceConfig
 from phial.errors import PhialError
 
@@ -45,6 +46,7 @@ class RunConfig(BaseModel):
     skip: tuple[StageName, ...] = ()
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     dedup: DedupConfig = DedupConfig()
+    quality: QualityConfig = QualityConfig()
 
 
 def read_config(path: Path, kind: type[Model]) -> Model:

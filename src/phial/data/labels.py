@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,7 @@ from phial.data.quality import MAX_SCORE
 from phial.data.quality_training import Labelled
 from phial.errors import PhialError
 
+_CHUNK = 1 << 16
 _ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
 
@@ -79,7 +81,7 @@ def write_texts(documents: Iterable[Any], path: Path) -> int:
     partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
     count = 0
     try:
-        with _opened(partial, "w") as file:
+        with _written(partial) as file:
             for document in documents:
                 record = {"text": document.text, "id": document.id, "metadata": document.metadata}
                 file.write(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n")
@@ -95,37 +97,61 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for file in files_of(path):
         number = 0
         try:
-            with _opened(file, "r") as lines:
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        record = json.loads(line)
-                        if not isinstance(record, dict):
-                            raise ValueError("no object")
-                        yield f"{file}:{number}", record
-        except (ValueError, EOFError, gzip.BadGzipFile, _zstd_error()) as error:
+            for number, line in enumerate(_lines(file), 1):
+                if line.strip():
+                    record = json.loads(line)
+                    if not isinstance(record, dict):
+                        raise ValueError("no object")
+                    yield f"{file}:{number}", record
+        except ValueError as error:
+            if isinstance(error, PhialError):
+                raise
             raise PhialError(f"{file}:{number} cannot be read: {error}", "every line is one JSON object") from None
 
 
-def _zstd_error() -> type[Exception]:
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[IO[str]]:
+    """A new file for UTF-8 text; compressed as its name says, without the time of day in it."""
+    with contextlib.ExitStack() as stack:
+        raw: Any = stack.enter_context(path.open("wb"))
+        if path.name.endswith(".gz"):
+            raw = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
+        elif path.name.endswith(".zst"):
+            raw = stack.enter_context(_zstandard(path).ZstdCompressor().stream_writer(raw))
+        yield stack.enter_context(io.TextIOWrapper(raw, "utf-8", newline="\n"))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file; ValueError where a compressed one is damaged or ends too early."""
+    if not path.name.endswith(".zst"):
+        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+            try:
+                yield from file
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise ValueError(str(error)) from None
+        return
+    zstandard = _zstandard(path)
+    decoder, rest = zstandard.ZstdDecompressor().decompressobj(), b""
+    with path.open("rb") as file:
+        while data := file.read(_CHUNK):
+            while data:
+                if decoder.eof:  # files may be several put together
+                    decoder = zstandard.ZstdDecompressor().decompressobj()
+                try:
+                    *lines, rest = (rest + decoder.decompress(data)).split(b"\n")
+                except zstandard.ZstdError as error:
+                    raise ValueError(str(error)) from None
+                yield from lines
+                data = decoder.unused_data
+    if not decoder.eof:
+        raise ValueError("it is cut short")
+    if rest:
+        yield rest
+
+
+def _zstandard(path: Path) -> Any:
     try:
         import zstandard
     except ImportError:
-        return ValueError
-    return zstandard.ZstdError
-
-
-@contextlib.contextmanager
-def _opened(path: Path, mode: str) -> Iterator[IO[str]]:
-    """The file as UTF-8 text; compressed as its name says, without the time of day in it."""
-    with contextlib.ExitStack() as stack:
-        raw: Any = stack.enter_context(path.open(mode + "b"))
-        if path.name.endswith(".gz"):
-            raw = stack.enter_context(gzip.GzipFile("", mode + "b", fileobj=raw, mtime=0))
-        elif path.name.endswith(".zst"):
-            try:
-                import zstandard
-            except ImportError:
-                raise PhialError(f"{path} needs zstandard", "install phial[data]") from None
-            reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) if mode == "r" else None
-            raw = stack.enter_context(reader or zstandard.ZstdCompressor().stream_writer(raw))
-        yield stack.enter_context(io.TextIOWrapper(raw, "utf-8", newline="\n"))
+        raise PhialError(f"{path} needs zstandard", "pip install 'phial[data]'") from None
+    return zstandard

@@ -34,6 +34,10 @@ class QualityConfig(BaseModel):
 
     classifier: Path | None = Field(default=None, description="classifier file; default: the one shipped")
 
+    def beside(self, file: Path) -> QualityConfig:
+        """The same, the classifier's path being relative to the folder of `file`."""
+        return self if self.classifier is None else QualityConfig(classifier=file.parent / self.classifier)
+
     def step(self) -> Score:
         """The stage's only step."""
         return Score(self.classifier)
@@ -68,6 +72,10 @@ class Score(PipelineStep):
                 yield from self._scored(classifier, batch)
                 batch, size = [], 0
         yield from self._scored(classifier, batch)
+
+    def version(self) -> str:
+        """The version of the classifier that will score."""
+        return self._loaded().version
 
     def _loaded(self) -> Classifier:
         if isinstance(self.classifier, Classifier):

@@ -66,6 +66,11 @@ def run_all(path: Path, folder: Path, *, workers: int = 1, executor: str = "loca
         work = folder / "03-dedup" / "work"
         phases = dedup_stage(config.dedup, work, config.tasks, [source.name for source in config.sources])
         run.stage(3, "dedup", phases, config.dedup.model_dump(mode="json"))
+    if "quality" not in config.skip:
+        quality = config.quality.beside(path)
+        score = quality.step()
+        settings = config.quality.model_dump(mode="json")
+        run.stage(4, "quality", run.phase("score", [score]), settings, inputs={"classifier": score.version()})
     return run.results
 
 
