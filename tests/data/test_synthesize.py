@@ -18,7 +18,7 @@ from tests.data.teachers import RuleTeacher, prose
 
 from phial.data import sandbox
 from phial.data.sandbox import DOORS
-from phial.data.synthesize import SynthesizeConfig, checked_config, synthesize
+from phial.data.synthesize import SynthesizeConfig, checked_config, load_config, synthesize
 from phial.errors import FormatError, PhialError
 
 WEAK = not DOORS <= sandbox.closable_doors()
@@ -95,6 +95,7 @@ def change_first_pair(**values: str) -> Any:
             lambda good: change_first_pair(answer=good["pairs"][0]["answer"] + " Now 12 * 7 = 85.")(good),
             "arithmetic",
         ),
+        ("exercise", lambda good: {**good, "problem": "This is a field of science and of medicine."}, "no_question"),
         ("exercise", lambda good: {**good, "answer": "1000000"}, "answer_unsupported"),
         ("dialogue", lambda good: {"turns": [good["turns"][0]] * 4}, "repetition"),
         ("dialogue", lambda good: {"turns": [*good["turns"], good["turns"][1]]}, "one_speaker"),
@@ -277,3 +278,29 @@ def test_a_rewrite_needs_the_licence_of_its_source(tmp_path: Path) -> None:
     web = web_text(tmp_path, [prose("web", 1)], licence="")
     with pytest.raises(PhialError, match="line 1 has no licence"):
         synthesize(config(requests={"rewrite": 1}, rewrite=[str(web)]), RuleTeacher(), tmp_path / "out")
+
+
+def test_steps_are_numbered_once(tmp_path: Path) -> None:
+    teacher = Erring(lambda good: {**good, "steps": [f"{n}. {step}" for n, step in enumerate(good["steps"], 1)]})
+    synthesize(config(requests={"exercise": 1}), teacher, tmp_path)
+    text = documents(tmp_path, "kept")[0]["text"]
+    assert "\n1. Think of" in text
+    assert "\n2. Then" in text
+
+
+def test_paths_of_a_configuration_file_are_relative_to_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "tree.toml").write_text('[a]\ntopics = ["kites"]\n')
+    web_text(tmp_path, [prose("web", 1)])
+    (tmp_path / "benchmark.txt").write_text(" ".join(f"word{n}" for n in range(30)))
+    lines = [
+        "[synthesize]",
+        'licence = "MIT"',
+        "requests = {qa = 1, rewrite = 1}",
+        'topics = "tree.toml"',
+        'rewrite = ["web.jsonl"]',
+        'benchmarks = [{name = "words", files = ["*.txt"]}]',
+    ]
+    (tmp_path / "run.toml").write_text("\n".join(lines))
+    report = synthesize(checked_config(load_config(tmp_path / "run.toml")), RuleTeacher(), tmp_path / "out")
+    assert (report["kept"], report["decontaminated"]) == (2, True)
+    assert documents(tmp_path / "out", "kept")[0]["metadata"]["topic"] == "a / kites"

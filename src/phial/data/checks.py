@@ -1,9 +1,9 @@
 """What synthetic text must pass before it counts: each check has a name, the reason why a document was dropped.
 
 In order, the cheap ones first: cut_off, not_json, schema, empty, refusal, prompt_echoed, too_short, too_long,
-repetition, off_topic; those of the kind (one_speaker, unanswered, answer_unsupported, copied, strayed); arithmetic;
-and last the execution of Python exercises: no_assert, python_failed, python_solution_error, python_tests_error,
-python_timeout, python_memory, python_output, python_exited, python_killed, tests_prove_nothing.
+repetition, off_topic; those of the kind (one_speaker, unanswered, no_question, answer_unsupported, copied, strayed);
+arithmetic; and last the execution of Python exercises: no_assert, python_failed, python_solution_error,
+python_tests_error, python_timeout, python_memory, python_output, python_exited, python_killed, tests_prove_nothing.
 
 None of them tells whether a statement is true: arithmetic and executed tests are the only facts checked here.
 """
@@ -24,6 +24,13 @@ from phial.language_model import Reply
 Execute = Callable[[str, str, bool], Outcome]  # solution, tests, stub
 _REFUSALS = re.compile(
     r"\bas an ai\b|\bai language model\b|\bi(?:'m| am) (?:sorry|unable)\b|\bi can(?:no|')t (?:help|assist|provide)\b",
+    re.I,
+)
+_ASKS = re.compile(
+    r"\?|\b(?:answer|arrange|calculate|choose|compare|complete|compute|construct|convert|correct|count|decide|define"
+    r"|derive|describe|design|determine|discuss|draw|estimate|evaluate|explain|find|give|how|identify|imagine|list|match"
+    r"|measure|name|plan|predict|prove|rank|rewrite|show|simplify|sketch|solve|sort|state|suggest|suppose|translate|use"
+    r"|what|when|where|which|who|why|work out|write)\b",
     re.I,
 )
 _COPIED, _STRAYED = 0.8, 0.2
@@ -129,6 +136,8 @@ def _mentions(words: list[str], topic: str) -> bool:
 
 
 def _exercise(answer: dict[str, Any], source: str) -> tuple[str, str]:
+    if not _ASKS.search(answer["problem"]):
+        return "no_question", answer["problem"][:80]
     numbers = _numbers(answer["answer"])
     known = _numbers(" ".join(answer["steps"]))
     if numbers and not numbers & known:

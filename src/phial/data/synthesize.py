@@ -252,9 +252,26 @@ def _document(config: SynthesizeConfig, teacher: str, request: Request, verdict:
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """The settings of a TOML file, unchecked: of its table [synthesize], or of its top where it has none."""
-    settings = read_toml(path, "configuration")
-    return dict(settings.get("synthesize", settings))
+    """The settings of a TOML file, unchecked: of its table [synthesize], or of its top where it has none.
+
+    Paths in it are relative to its folder.
+    """
+    tables = read_toml(path, "configuration")
+    settings: dict[str, Any] = dict(tables.get("synthesize", tables))
+    if isinstance(topics := settings.get("topics"), str):
+        settings["topics"] = path.parent / topics
+    if isinstance(rewrite := settings.get("rewrite"), list):
+        settings["rewrite"] = [path.parent / str(name) for name in rewrite]
+    if isinstance(benchmarks := settings.get("benchmarks"), list):
+        settings["benchmarks"] = [_placed(benchmark, path.parent) for benchmark in benchmarks]
+    return settings
+
+
+def _placed(benchmark: Any, folder: Path) -> Any:
+    """A benchmark's table with its files in the folder; anything else as it is, for the check to refuse."""
+    if not isinstance(benchmark, dict) or not isinstance(benchmark.get("files"), list):
+        return benchmark
+    return benchmark | {"files": [str(folder / str(name)) for name in benchmark["files"]]}
 
 
 def checked_config(settings: dict[str, Any]) -> SynthesizeConfig:

@@ -62,7 +62,7 @@ def _textbook(answer: dict[str, Any]) -> str:
 
 
 def _exercise(answer: dict[str, Any]) -> str:
-    steps = "\n".join(f"{number}. {_line(step)}" for number, step in enumerate(answer["steps"], 1))
+    steps = "\n".join(f"{number}. {_unnumbered(step)}" for number, step in enumerate(answer["steps"], 1))
     return f"Exercise. {answer['problem'].strip()}\n\nSolution.\n{steps}\n\nAnswer: {answer['answer'].strip()}"
 
 
@@ -85,6 +85,11 @@ def _rewrite(answer: dict[str, Any]) -> str:
 
 def _line(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
+
+
+def _unnumbered(step: str) -> str:
+    """A step without the number that many a teacher writes before it."""
+    return re.sub(r"^(?:(?:step\s+)?\d{1,2}[.):]\s+)+(?=\S)", "", _line(step), flags=re.I)
 
 
 _SPEAKER = {"type": "string", "enum": ["Teacher", "Student"]}
