@@ -7,6 +7,7 @@ and named. Debian's documentation packages are fetched with apt-get. FOLDER then
 lines (text, id, metadata) in zstandard files or HTML pages, and
 
 corpus.json          sources with licence, tier, documents and bytes; versions of the packages; sha256 of the whole
+corpus.toml          the sources, as phial data run reads them
 labels.jsonl         of the HTML pages that were made: file, kind, tier, of which text, and that text
 benchmarks/          the items that leaks were drawn from, as JSON lines
 """
@@ -130,10 +131,19 @@ def _constructed(corpus: Corpus, options: argparse.Namespace) -> None:
         ("planted-leaks", leaks(questions(options.texts / "bench"), known, int(LEAKS * options.size), seed)),
     ):
         rows = [
-            (Text(one.text, one.how), {"planted": {"how": one.how, "of": one.of, "found": one.found}})
+            (Text(one.text, one.how), {"planted": one.how, "planted_of": one.of, "planted_found": one.found})
             for one in planted
         ]
         corpus.add(name, licence, "planted", rows)
+
+
+def _settings(corpus: Corpus) -> str:
+    rows = [
+        f'[[sources]]\nname = "{name}"\npaths = ["{name}"]\nlicence = "{entry["licence"]}"\n'
+        for name, entry in corpus.sources.items()
+    ]
+    benchmark = '[[decontaminate.benchmarks]]\nname = "planted"\nfiles = ["benchmarks/items.jsonl"]\n'
+    return "\n".join(["tasks = 8\n", *rows, benchmark])
 
 
 def main() -> None:
@@ -152,6 +162,7 @@ def main() -> None:
     versions, missing = _real(corpus, options)
     _constructed(corpus, options)
     (partial / "labels.jsonl").write_text("".join(json.dumps(label) + "\n" for label in corpus.labels), "utf-8")
+    (partial / "corpus.toml").write_text(_settings(corpus), "utf-8")
     (partial / "benchmarks").mkdir()
     items = [json.dumps(item._asdict()) + "\n" for item in questions(options.texts / "bench")]
     (partial / "benchmarks" / "items.jsonl").write_text("".join(items), "utf-8")
