@@ -25,6 +25,10 @@ COMMANDS = [
     "info",
     "data",
     "data run",
+    "data classifier",
+    "data score",
+    "data dedup",
+    "data decontaminate",
 ]
 HEAVY = [
     "numpy", "rich", "huggingface_hub", "prompt_toolkit", "jinja2", "tokenizers", "sentencepiece", "torch",

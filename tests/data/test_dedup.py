@@ -235,7 +235,7 @@ def test_keys_read_in_many_parts_give_the_same_pairs(tmp_path: Path) -> None:
 
 
 MEMORY_PROGRAM = """
-import json, random, resource, sys
+import json, random, sys
 from pathlib import Path
 from datatrove.data import Document
 from phial.data.dedup import DedupConfig, dedup_stage
@@ -254,13 +254,17 @@ def documents(count):
 
 count, folder = int(sys.argv[1]), Path(sys.argv[2])
 characters = sum(len(d.text) for d in documents(count))
-start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-dropped = 0
+def resident(kind):
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[kind].split()[0])
+
+start = resident("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
 for phase in dedup_stage(DedupConfig(memory_mb=1, bands=8, rows=4), folder, 1, ["s"]):
     for rank in range(phase.tasks):
         out = phase.steps[0].run(documents(count) if phase.reads else None, rank, phase.tasks)
         kept = sum(1 for _ in out)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start
+peak = resident("VmHWM") - start
 print(json.dumps({"characters": characters, "kept": kept, "peak": peak * 1024}))
 """
 

@@ -53,14 +53,21 @@ def read_items(benchmark: Benchmark) -> Iterator[Item]:
         PhialError: a pattern that names no file, an unreadable one, a record without any of the fields.
     """
     count = 0
+    for path in files_of(benchmark):
+        for record in _records(path):
+            yield _item(benchmark, record, count, path)
+            count += 1
+
+
+def files_of(benchmark: Benchmark) -> list[Path]:
+    """The files of a benchmark; PhialError for a pattern that names none."""
+    found: list[Path] = []
     for pattern in benchmark.files:
         paths = sorted(glob.glob(pattern, recursive=True))
         if not paths:
             raise PhialError(f"benchmark {benchmark.name}: no file is {pattern}", "check the path or the pattern")
-        for path in paths:
-            for record in _records(Path(path)):
-                yield _item(benchmark, record, count, path)
-                count += 1
+        found += map(Path, paths)
+    return found
 
 
 def items_of(name: str, questions: Iterable[str]) -> Iterator[Item]:
@@ -68,7 +75,7 @@ def items_of(name: str, questions: Iterable[str]) -> Iterator[Item]:
     return (Item(name, f"{name}#{place}", question) for place, question in enumerate(questions))
 
 
-def _item(benchmark: Benchmark, record: Mapping[str, Any], place: int, path: str) -> Item:
+def _item(benchmark: Benchmark, record: Mapping[str, Any], place: int, path: Path) -> Item:
     question = _joined(record, benchmark.fields or QUESTION_FIELDS)
     if not question.strip():
         wanted = ", ".join(benchmark.fields) or "a known name of a question"

@@ -22,9 +22,9 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from phial.data.benchmarks import Benchmark, Item, read_items
+from phial.data.benchmarks import Benchmark, Item, files_of, read_items
 from phial.data.overlap import Matcher, count_texts
-from phial.data.pipeline import Phase
+from phial.data.pipeline import Phase, digest_of
 from phial.data.question_index import Index
 from phial.errors import ArgumentError, PhialError
 
@@ -63,6 +63,11 @@ def decontaminate_stage(
         Phase("count", [CountCommon(folder)], tasks, writes=False),
         Phase("drop", [Decontaminate(config, folder, tasks)], tasks),
     ]
+
+
+def benchmark_digests(config: DecontaminateConfig) -> dict[str, str]:
+    """What goes into the stage beside the documents: the digest of each benchmark's files."""
+    return {f"benchmark {one.name}": digest_of(files_of(one)) for one in config.benchmarks}
 
 
 class BuildIndex(PipelineStep):
