@@ -28,7 +28,7 @@ _FORMS: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
         ("slack webhook", "hooks.slack.com", r"hooks\.slack\.com/services/[A-Za-z0-9/+]{20,80}"),
         ("google key", "AIza", r"\bAIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])"),
         ("stripe key", "_live_ _test_", r"\b[srp]k_(?:live|test)_[A-Za-z0-9]{16,247}\b"),
-        ("model service key", "sk-", r"\bsk-(?=[A-Za-z_-]*\d)(?:proj-|ant-|or-|svcacct-)?[A-Za-z0-9_-]{32,250}"),
+        ("model service key", "sk-", r"\bsk-(?=[A-Za-z_-]{0,64}\d)(?:proj-|ant-|or-|svcacct-)?[A-Za-z0-9_-]{32,250}"),
         ("hugging face token", "hf_", r"\bhf_[A-Za-z0-9]{34}\b"),
         ("npm token", "npm_", r"\bnpm_[A-Za-z0-9]{36}\b"),
         ("pypi token", "pypi-AgE", r"\bpypi-AgE[A-Za-z0-9_-]{50,250}"),
@@ -38,7 +38,7 @@ _FORMS: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
             "private key",
             "PRIVATE",  # an unfinished block goes on as long as its lines look like one
             r"-----BEGIN (?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----"
-            r"(?:[\s\S]{1,16000}?-----END (?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----"
+            r"(?:[\s\S]{1,8000}?-----END (?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----"
             r"|(?:\s{1,4}[A-Za-z0-9+/=]{16,76}(?![A-Za-z0-9+/=])){0,400})",
         ),
     )

@@ -32,31 +32,30 @@ _WHOLE = re.compile(
 )
 _END = re.compile(r"[.!?…。！？]+[\"'”’)\]]*(?=\s|$)|\n+")
 _NO_END = re.compile(r"\b(?:Mrs?|Ms|Dr|St|Jr|Sr|Prof|vs|Fig|No|[A-Za-z]|e\.g|i\.e)\.$")
+_CLITIC = re.compile(r"['’](?:s|re|ve|ll|d|m)")
+_LONGEST = 8  # characters looked at for a mark at the end
 _KNOWN_CHARS = 1_000_000  # of pieces remembered (about 25 MB): text repeats them, so that most are split once
 
 
 def split_piece(piece: str) -> list[str]:
-    """The words of a piece without white space; they join to the piece."""
+    """The words of a piece without white space; they join to the piece. Time grows linearly with its length."""
     front: list[str] = []
     back: list[str] = []
-    while piece and not _WHOLE.fullmatch(piece):
-        if (found := _PREFIX.match(piece)) and not re.match(r"['’](?:s|re|ve|ll|d|m)$", piece):
+    start, end = 0, len(piece)
+    while start < end and not _WHOLE.fullmatch(piece, start, end):
+        if (found := _PREFIX.match(piece, start, end)) and not _CLITIC.fullmatch(piece, start, end):
             front.append(found[0])
-            piece = piece[found.end() :]
-        elif (found := _SUFFIX.search(piece)) and found.start():
+            start = found.end()
+        elif (found := _SUFFIX.search(piece, max(start + 1, end - _LONGEST), end)) is not None:
             back.append(found[0])
-            piece = piece[: found.start()]
+            end = found.start()
         else:
             break
-    if _WHOLE.fullmatch(piece):
-        front.append(piece)
-    else:
-        at = 0
-        for match in _INFIX.finditer(piece):
-            front += [word for word in (piece[at : match.start()], match[0]) if word]
-            at = match.end()
-        front += [piece[at:]] if piece[at:] else []
-    return front + back[::-1]
+    at = start
+    for match in () if _WHOLE.fullmatch(piece, start, end) else _INFIX.finditer(piece, start, end):
+        front += [word for word in (piece[at : match.start()], match[0]) if word]
+        at = match.end()
+    return front + ([piece[at:end]] if at < end else []) + back[::-1]
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
