@@ -25,6 +25,7 @@ COMMANDS = [
     "info",
     "data",
     "data run",
+    "data clean",
     "data classifier",
     "data score",
     "data dedup",

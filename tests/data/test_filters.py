@@ -15,7 +15,12 @@ pytest.importorskip("datatrove", reason="phial[data] is not installed")
 
 import ftfy
 from datatrove.data import Document
-from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter
+from datatrove.pipeline.filters import (
+    C4QualityFilter,
+    FineWebQualityFilter,
+    GopherQualityFilter,
+    GopherRepetitionFilter,
+)
 from datatrove.pipeline.filters.base_filter import get_filter_result
 from pydantic import ValidationError
 
@@ -125,6 +130,27 @@ def test_c4_takes_lines_out_and_counts_them() -> None:
     assert doc.metadata == {"lines_removed": 1}
 
 
+def test_c4_keeps_paragraphs_indents_and_drops_citations() -> None:
+    text = "A first line stays here.[12]\n\n  An indented line follows it.\n\nToo few.\n\nThen there is the end of it."
+    doc = Document(text, "0", metadata={})
+    assert heuristics.C4Lines(C4QualityFilter(language=OfflineWords(), min_num_sentences=3), "c4").filter(doc) is True
+    assert doc.text == "A first line stays here.\n\n  An indented line follows it.\n\nThen there is the end of it."
+    assert doc.metadata == {"lines_removed": 1}
+
+
+@given(st.lists(st.sampled_from(["One line of words.", "menu", "", "  We use cookies.", "A b c{", "It is [1]."])))
+def test_c4_and_fineweb_decide_as_in_datatrove(lines: list[str]) -> None:
+    text = "\n".join([*lines, *invented(4).splitlines()])
+    ours, theirs = Document(text, "0", metadata={}), Document(text, "0", metadata={})
+    decided = [heuristics.c4_quality(OfflineWords()).filter(ours)]
+    expected = [C4QualityFilter(language=OfflineWords(), filter_no_terminal_punct=False).filter(theirs)]
+    filled = [[line.strip() for line in doc.text.splitlines() if line.strip()] for doc in (ours, theirs)]
+    assert filled[0] == filled[1]
+    decided.append(heuristics.fineweb_quality(OfflineWords()).filter(ours))
+    expected.append(FineWebQualityFilter(language=OfflineWords()).filter(theirs))
+    assert [get_filter_result(d)[0] for d in decided] == [get_filter_result(e)[0] for e in expected]
+
+
 @given(st.lists(st.sampled_from([*WORDS[:6], "a", "b.", "\n", "\n\n"]), max_size=120), st.integers(0, 30))
 def test_repetition_decides_as_datatroves_own_filter(words: list[str], unlike: int) -> None:
     text = " ".join(words + WORDS[:unlike])
@@ -135,8 +161,6 @@ def test_repetition_decides_as_datatroves_own_filter(words: list[str], unlike: i
 def test_every_reason_of_datatroves_filters_has_our_name() -> None:
     import inspect
     import re
-
-    from datatrove.pipeline.filters import C4QualityFilter, FineWebQualityFilter
 
     filters = (GopherQualityFilter, GopherRepetitionFilter, C4QualityFilter, FineWebQualityFilter)
     said = {name for kind in filters for name in re.findall(r'False, "([a-z_]+)"', inspect.getsource(kind.filter))}
@@ -228,7 +252,7 @@ def test_configuration_is_strict_and_chooses_the_steps() -> None:
     with pytest.raises(ValidationError):
         CleanConfig(heuristics=("gophr",))  # type: ignore[arg-type]
     names = [step.name for step in clean_steps(CleanConfig())]
-    assert names == "html,encoding,language,private data,profanity,gopher repetition,gopher quality,c4,fineweb".split(
+    assert names == "html,encoding,language,private data,profanity,gopher quality,gopher repetition,c4,fineweb".split(
         ","
     )
     few = CleanConfig(html="never", personal=(), secrets="keep", profanity=1, heuristics=("c4", "gopher"))
@@ -242,8 +266,10 @@ def test_steps_travel_to_workers_and_share_one_split() -> None:
     again = pickle.loads(pickle.dumps(steps))
     doc = Document(PROSE, "0", metadata={})
     assert all(step.filter(doc) is True for step in again)
-    assert again[3].words is again[4].inner.words and again[3].words is not steps[3].words
-    assert again[3].words.word_tokenize(doc.text) is again[4].inner.words.word_tokenize(doc.text)
+    split = [steps[3].words, steps[4].inner.language, steps[5].inner.words, steps[7].inner.language]
+    split_again = [again[3].words, again[4].inner.language, again[5].inner.words, again[7].inner.language]
+    assert len(set(map(id, split))) == len(set(map(id, split_again))) == 1
+    assert split[0] is not split_again[0] and split_again[0].word_tokenize(doc.text) is split_again[0]._words
 
 
 @pytest.mark.parametrize(

@@ -52,13 +52,13 @@ def test_the_step_keeps_the_title_in_the_metadata() -> None:
         ("  <!-- made by hand --><HTML><body>x</body></HTML>", {}, True),
         ("<?xml version='1.0'?>\n<html xmlns='x'></html>", {}, True),
         ("plain words", {"path": "pages/one.HTM#3"}, True),
-        ("<p>a fragment</p>", {"format": "html"}, True),
-        (PAGE, {"format": "text"}, False),  # whoever read it knows better
+        ("<p>a fragment</p>", {"html": True}, True),
+        (PAGE, {"html": False}, False),  # whoever read it knows better
         ("Write <html> at the start of the page.", {"path": "lesson.md"}, False),
         ("if a < body and b > html: pass", {}, False),
     ],
 )
-def test_what_counts_as_a_page(text: str, metadata: dict[str, str], expected: bool) -> None:
+def test_what_counts_as_a_page(text: str, metadata: dict[str, object], expected: bool) -> None:
     assert is_html(Document(text, "0", metadata=metadata)) is expected
 
 

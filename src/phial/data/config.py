@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from phial.data.dedup import DedupConfig
+from phial.data.filters import CleanConfig
 from phial.data.quality_steps import QualityConfig
 from phial.data.sources import SourceConfig
 from phial.errors import PhialError
@@ -45,6 +46,7 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0)
     skip: tuple[StageName, ...] = ()
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    clean: CleanConfig = CleanConfig()
     dedup: DedupConfig = DedupConfig()
     quality: QualityConfig = QualityConfig()
 

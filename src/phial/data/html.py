@@ -29,9 +29,9 @@ class Page(NamedTuple):
 
 
 def is_html(doc: Document) -> bool:
-    """Whether a document is a page: by `format` in its metadata, its file's name, or how its text begins."""
-    if "format" in doc.metadata:
-        return str(doc.metadata["format"]) == "html"
+    """Whether a document is a page: by `html` in its metadata, its file's name, or how its text begins."""
+    if "html" in doc.metadata:
+        return doc.metadata["html"] is True
     path = str(doc.metadata.get("path", "")).split("#")[0].lower()
     return path.endswith(_ENDINGS) or _START.match(doc.text) is not None
 
@@ -76,7 +76,7 @@ class HtmlToText(BaseFilter):
         if not page.text:
             return False, "html: no text"
         doc.text = page.text
-        doc.metadata.pop("format", None)
+        doc.metadata.pop("html", None)
         if page.title:
             doc.metadata["title"] = page.title
         return True

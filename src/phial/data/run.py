@@ -9,6 +9,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from phial.data.config import RunConfig, read_config
 from phial.data.dedup import dedup_stage
+from phial.data.filters import clean_inputs, clean_steps
 from phial.data.pipeline import Machines, Phase, digest_of, run_stage
 from phial.data.sources import BadRecords, Sources, find_files
 from phial.data.stage import StageReader
@@ -62,6 +63,8 @@ def run_all(path: Path, folder: Path, *, workers: int = 1, executor: str = "loca
     config = read_config(path, RunConfig)
     run = Run(folder, config, Machines(executor, workers))  # type: ignore[arg-type]
     _sources(run, path.parent)
+    if "clean" not in config.skip:
+        _clean(run, path.parent)
     if "dedup" not in config.skip:
         work = folder / "03-dedup" / "work"
         phases = dedup_stage(config.dedup, work, config.tasks, [source.name for source in config.sources])
@@ -80,3 +83,11 @@ def _sources(run: Run, base: Path) -> None:
     inputs = {file.shown: digest_of([file.path]) for file in files}
     settings = {"sources": [source.model_dump(mode="json") for source in run.config.sources]}
     run.stage(1, "sources", run.phase("read", [BadRecords()]), settings, reader, inputs)
+
+
+def _clean(run: Run, base: Path) -> None:
+    config = run.config.clean
+    if config.profanity_words is not None:
+        config = config.model_copy(update={"profanity_words": base / config.profanity_words})
+    phases = run.phase("clean", clean_steps(config))
+    run.stage(2, "clean", phases, run.config.clean.model_dump(mode="json"), inputs=clean_inputs(config))
