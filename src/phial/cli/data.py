@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from phial.cli import data_clean, data_decontaminate, data_dedup, data_quality, data_run, options
+from phial.cli import data_clean, data_decontaminate, data_dedup, data_quality, data_run, data_synthesize, options
 
 data = typer.Typer(
     name="data",
@@ -27,6 +27,9 @@ data.command(epilog="Example: phial data dedup runs/corpus/02-clean -o runs/corp
 data.command(epilog="Example: phial data decontaminate 04-quality -o 05-clean -b gsm8k=g.jsonl")(
     data_decontaminate.decontaminate
 )
+data.command(
+    epilog="Example: phial data synthesize --teacher smollm2-135m --ask qa=20 --licence Apache-2.0 -o synthetic"
+)(data_synthesize.synthesize)
 
 
 @data.callback()
