@@ -9,7 +9,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -25,6 +27,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 SINGLE = ("txt", "md", "html")  # a file is a document
 BAD = "bad_record"
+_COMPRESSED = 1 << 13  # bytes decompressed at once
 _LONGEST = 64 << 20  # bytes of a record; a longer one is bad, not a reason to run out of memory
 
 
@@ -37,19 +40,34 @@ class Record(NamedTuple):
     error: str = ""
 
 
-def records(path: Path, kind: str, text_key: str, url_key: str) -> Iterator[Record]:
-    """The records of a file of this format, in order; an unreadable file is one bad record."""
+def records(
+    path: Path, kind: str, text_key: str, url_key: str, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[int, Record]]:
+    """The records of a file of this format with their numbers, in order; an unreadable rest is one bad record.
+
+    Only every `world_size`-th record, from number `rank` on, is parsed and given; the others are stepped over.
+    """
+    number = 0
     try:
-        if kind in SINGLE:
-            yield _single(path, kind)
-        elif kind == "jsonl":
-            yield from _jsonl(path, text_key, url_key)
-        elif kind == "parquet":
-            yield from _parquet(path, text_key, url_key)
-        else:
-            yield from _warc(path)
-    except (OSError, EOFError, zstandard.ZstdError) as error:
-        yield Record(str(error), error="unreadable file")
+        for parse in _unparsed(path, kind, text_key, url_key):
+            if number % world_size == rank:
+                yield number, parse()
+            number += 1
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        if number % world_size == rank:
+            yield number, Record(str(error), error="unreadable file")
+
+
+def _unparsed(path: Path, kind: str, text_key: str, url_key: str) -> Iterator[Callable[[], Record]]:
+    """A call for each record, which parses it; good until the next one is asked for."""
+    if kind in SINGLE:
+        yield partial(_single, path, kind)
+    elif kind == "jsonl":
+        yield from _jsonl(path, text_key, url_key)
+    elif kind == "parquet":
+        yield from _parquet(path, text_key, url_key)
+    else:
+        yield from _warc(path)
 
 
 def _single(path: Path, kind: str) -> Record:
@@ -73,20 +91,52 @@ def _opened(path: Path) -> BinaryIO:
     if path.name.endswith(".gz"):
         return gzip.open(path)  # type: ignore[return-value]
     file = open(path, "rb")
-    if path.name.endswith(".zst"):
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, closefd=True))
-    return file
+    return io.BufferedReader(_Frames(file)) if path.name.endswith(".zst") else file
 
 
-def _jsonl(path: Path, text_key: str, url_key: str) -> Iterator[Record]:
+class _Frames(io.RawIOBase):
+    """What zstandard frames hold, one after the other; EOFError where the last one is cut short.
+
+    zstandard's own reader ends at the first frame, or with none to say so in the middle of one.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._rest, self._ready = file, b"", b""
+        self._decoder: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            data = self._rest or self._file.read(_COMPRESSED)
+            if not data:
+                if self._decoder is not None:
+                    raise EOFError("the file is cut short")
+                return 0
+            if self._decoder is None:
+                self._decoder = zstandard.ZstdDecompressor().decompressobj()
+            self._ready, self._rest = self._decoder.decompress(data), b""
+            if self._decoder.eof:
+                self._rest, self._decoder = self._decoder.unused_data, None
+        taken = self._ready[: len(buffer)]
+        buffer[: len(taken)], self._ready = taken, self._ready[len(taken) :]
+        return len(taken)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _jsonl(path: Path, text_key: str, url_key: str) -> Iterator[Callable[[], Record]]:
     with _opened(path) as file:
         while line := file.readline(_LONGEST):
             if len(line) == _LONGEST and not line.endswith(b"\n"):
                 while (rest := file.readline(_LONGEST)) and not rest.endswith(b"\n"):
                     pass
-                yield Record(line[:4096].decode("utf-8", "replace"), error="too long")
+                yield partial(Record, line[:4096].decode("utf-8", "replace"), error="too long")
             elif line.strip():
-                yield _from_json(line, text_key, url_key)
+                yield partial(_from_json, line, text_key, url_key)
 
 
 def _from_json(line: bytes, text_key: str, url_key: str) -> Record:
@@ -105,6 +155,8 @@ def _from_mapping(value: Any, shown: str, text_key: str, url_key: str) -> Record
     text = value.get(text_key)
     if not isinstance(text, str):
         return Record(shown, error=f"no text in {text_key}")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return Record(text, error="half a surrogate pair")  # no character; no later stage could encode it
     kept = value.pop("metadata", None)
     metadata = {k: v for k, v in (kept if isinstance(kept, dict) else {}).items() if _plain(v)}
     metadata |= {k: v for k, v in value.items() if k != text_key and _plain(v)}
@@ -116,20 +168,32 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, (str, int, float, bool))
 
 
-def _parquet(path: Path, text_key: str, url_key: str) -> Iterator[Record]:
+def _parquet(path: Path, text_key: str, url_key: str) -> Iterator[Callable[[], Record]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    yield _from_mapping(row, str(row), text_key, url_key)
+                for row in range(batch.num_rows):
+                    yield partial(_from_row, batch, row, text_key, url_key)
     except pyarrow.ArrowException as error:
-        yield Record(str(error), error="unreadable file")
+        raise OSError(str(error)) from error
 
 
-def _warc(path: Path) -> Iterator[Record]:
+def _from_row(batch: Any, row: int, text_key: str, url_key: str) -> Record:
+    import pyarrow
+
+    try:
+        value = batch.slice(row, 1).to_pylist()[0]
+    except UnicodeDecodeError:  # Arrow does not check what a file calls strings
+        texts = batch.column(text_key) if text_key in batch.schema.names else batch.column(0)
+        found = texts.slice(row, 1).cast(pyarrow.binary())[0].as_py()
+        return Record((found or b"").decode("utf-8", "replace"), error="not UTF-8")
+    return _from_mapping(value, str(value), text_key, url_key)
+
+
+def _warc(path: Path) -> Iterator[Callable[[], Record]]:
     """Responses of 200 with a text; other records (requests, metadata) are no documents."""
     from warcio.archiveiterator import ArchiveIterator
     from warcio.exceptions import ArchiveLoadFailed
@@ -137,11 +201,10 @@ def _warc(path: Path) -> Iterator[Record]:
     with open(path, "rb") as file:
         try:
             for record in ArchiveIterator(file):
-                if record.rec_type not in ("response", "conversion", "resource"):
-                    continue
-                yield _from_warc(record)
+                if record.rec_type in ("response", "conversion", "resource"):
+                    yield partial(_from_warc, record)
         except ArchiveLoadFailed as error:
-            yield Record(str(error), error="unreadable file")
+            raise OSError(str(error)) from error
 
 
 def _from_warc(record: Any) -> Record:
@@ -157,4 +220,6 @@ def _from_warc(record: Any) -> Record:
     data = record.content_stream().read(_LONGEST + 1)
     if len(data) > _LONGEST:
         return Record(url, metadata, url, "too long")
+    if getattr(record.raw_stream, "limit", 0) > 0 and not record.raw_stream.read(1):
+        return Record(decoded(data), metadata, url, "cut short")
     return Record(decoded(data), metadata | ({"html": True} if "html" in kind else {}), url)

@@ -139,12 +139,13 @@ class Sources(PipelineStep):
             if file.format in SINGLE and number % world_size != rank:
                 continue
             source = self.sources[file.source]
-            for index, record in enumerate(records(file.path, file.format, source.text_key, source.url_key)):
-                if file.format in SINGLE or index % world_size == rank:
-                    yield self._document(source, file, index, record)
+            share = (0, 1) if file.format in SINGLE else (rank, world_size)
+            for index, record in records(file.path, file.format, source.text_key, source.url_key, *share):
+                yield self._document(source, file, index, record)
 
     def _document(self, source: SourceConfig, file: SourceFile, index: int, record: Record) -> Document:
         metadata: dict[str, Any] = dict(record.metadata)
+        metadata.pop(BAD, None)
         metadata |= {"source": source.name, "licence": source.licence, "path": f"{file.shown}#{index}"}
         if record.url:
             metadata["url"] = record.url
