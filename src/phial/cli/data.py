@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import typer
 
-from phial.cli import data_clean, data_decontaminate, data_dedup, data_quality, data_run, data_synthesize, options
+from phial.cli import (
+    data_clean,
+    data_decontaminate,
+    data_dedup,
+    data_quality,
+    data_run,
+    data_synthesize,
+    data_vocabulary,
+    options,
+)
 
 data = typer.Typer(
     name="data",
@@ -30,6 +39,7 @@ data.command(epilog="Example: phial data decontaminate 04-quality -o 05-clean -b
 data.command(
     epilog="Example: phial data synthesize --teacher smollm2-135m --ask qa=20 --licence Apache-2.0 -o synthetic"
 )(data_synthesize.synthesize)
+data.command(epilog="Example: phial data vocabulary books/ -o vocabulary --size 32000")(data_vocabulary.vocabulary)
 
 
 @data.callback()
