@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from phial.engine.language_model import EngineModel, open_language_model
 from phial.engine.llama import Llama
 from phial.errors import ContextLimitError, PhialError
 from phial.hub.endpoint import EndpointModel
-from phial.language_model import LanguageModel
+from phial.language_model import LanguageModel, Reply
 
 ASK = [{"role": "system", "content": "Rate."}, {"role": "user", "content": "the time"}]
 SCHEMA = {
@@ -67,6 +69,26 @@ def test_a_stop_string_ends_the_reply(engine: EngineModel) -> None:
     reply = engine.generate(ASK, max_tokens=20, stop=[mark])
     assert reply.text == free[: free.index(mark)]
     assert reply.finish_reason == "stop"
+
+
+def test_threads_get_the_replies_they_would_get_alone(engine: EngineModel) -> None:
+    def draw(seed: int) -> Reply:
+        return engine.generate(ASK, max_tokens=30, temperature=1.0, seed=seed, schema=SCHEMA)
+
+    alone, together = {seed: draw(seed) for seed in range(6)}, dict[int, Reply]()
+    threads = [threading.Thread(target=lambda seed=seed: together.update({seed: draw(seed)})) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+
+
+def test_a_pickled_model_gives_the_same_reply(engine: EngineModel) -> None:
+    again = pickle.loads(pickle.dumps(engine))
+    assert again.name == engine.name
+    assert again.generate(ASK, max_tokens=9) == engine.generate(ASK, max_tokens=9)
+    again.close()
 
 
 def test_what_cannot_be_answered_is_an_error(engine: EngineModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import socket
 import threading
 import time
@@ -224,6 +225,7 @@ def test_the_key_comes_from_the_named_variable_and_never_into_a_message(
     with pytest.raises(SourceError) as caught:
         endpoint.generate(ASK, max_tokens=5)
     assert "A_KEY" in str(caught.value) and "s3cret" not in str(caught.value)
+    assert b"s3cret" not in pickle.dumps(EndpointModel(server.url, "m", "A_KEY"))
     with pytest.raises(PhialError, match="NO_SUCH_KEY"):
         model(server, api_key_env="NO_SUCH_KEY")
 
@@ -248,6 +250,13 @@ def test_what_is_no_endpoint_is_refused(arguments: tuple[str, str], error: type[
     with pytest.raises(error) as caught:
         EndpointModel(*arguments)
     assert caught.value.hint
+
+
+def test_a_pickled_endpoint_asks_the_same(server: Server) -> None:
+    server.answers = [(200, answer(), {})]
+    again = pickle.loads(pickle.dumps(EndpointModel(server.url, "small-1")))
+    assert again.generate(ASK, max_tokens=5) == Reply("hello", 7, 3, "stop")
+    assert server.requests[0]["model"] == "small-1"
 
 
 def test_threads_may_share_one(server: Server) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ KEY_VARIABLE = "PHIAL_API_KEY"
 
 
 class EngineModel:
-    """A LanguageModel over a Llama, with its chat template. One call at a time.
+    """A LanguageModel over a Llama, with its chat template. Threads may share one; they wait for each other.
 
     A temperature above 0 draws with Llama's own filters (top_k 40, top_p 0.95, min_p 0.05). What two calls share at
-    the beginning of their prompts, a rubric say, is computed once.
+    the beginning of their prompts, a rubric say, is computed once. Pickled, it opens the model anew.
 
     Attributes:
         name: the model file's name, without its folder.
@@ -32,6 +33,7 @@ class EngineModel:
         self.llama = llama
         self.name = Path(llama.model_path).name if name is None else name
         self._grammars: dict[str, LlamaGrammar] = {}
+        self._lock = threading.Lock()
 
     def generate(
         self,
@@ -51,14 +53,15 @@ class EngineModel:
         """
         if max_tokens < 1:
             raise ArgumentError(f"max_tokens is {max_tokens}", "at least 1")
-        answer: Any = self.llama.create_chat_completion(
-            list(messages),
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            stop=list(stop),
-            grammar=self._grammar(schema),
-        )
+        with self._lock:
+            answer: Any = self.llama.create_chat_completion(
+                list(messages),
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=seed,
+                stop=list(stop),
+                grammar=self._grammar(schema),
+            )
         choice, usage = answer["choices"][0], answer["usage"]
         return Reply(
             choice["message"]["content"], usage["prompt_tokens"], usage["completion_tokens"], choice["finish_reason"]
@@ -67,6 +70,12 @@ class EngineModel:
     def close(self) -> None:
         """Free the model."""
         self.llama.close()
+
+    def __getstate__(self) -> tuple[Llama, str]:
+        return self.llama, self.name
+
+    def __setstate__(self, state: tuple[Llama, str]) -> None:
+        self.__init__(*state)  # type: ignore[misc]  # a lock and grammars of its own
 
     def _grammar(self, schema: Mapping[str, Any] | None) -> LlamaGrammar | None:
         if schema is None:

@@ -36,6 +36,8 @@ class _BusyError(TransientError):
 class EndpointModel:
     """A LanguageModel over HTTP. It keeps no state between calls, so threads may share one.
 
+    The key is read from its variable at every call and never kept: a pickled model holds none.
+
     Attributes:
         name: the model asked for.
         address: where requests go.
@@ -70,13 +72,9 @@ class EndpointModel:
         for what, value in (("timeout", timeout), ("tries", tries)):
             if not value > 0:
                 raise ArgumentError(f"{what} is {value!r}", "a number above 0")
-        if api_key_env is not None:
-            key = os.environ.get(api_key_env, "").strip()
-            if not key:
-                raise PhialError(f"{api_key_env} is not set", f"export {api_key_env}=..., the endpoint's key")
-            self._secret = f"Bearer {key}"
         self.name = model
         self._key_name = api_key_env
+        self._authorization()
         self._timeout, self._tries, self._pause, self._sleep = timeout, tries, pause, sleep
 
     def generate(
@@ -119,6 +117,15 @@ class EndpointModel:
                 self._sleep(self._pause_after(attempt, error))
         raise AssertionError("unreachable")
 
+    def _authorization(self) -> str | None:
+        """The Authorization header: the key, else the address's password. Raises PhialError for an unset variable."""
+        if self._key_name is None:
+            return self._secret
+        key = os.environ.get(self._key_name, "").strip()
+        if not key:
+            raise PhialError(f"{self._key_name} is not set", f"export {self._key_name}=..., the endpoint's key")
+        return f"Bearer {key}"
+
     def _pause_after(self, attempt: int, error: TransientError) -> float:
         """Seconds to wait: what the server asks for, else longer each time."""
         asked = error.retry_after if isinstance(error, _BusyError) else None
@@ -128,8 +135,9 @@ class EndpointModel:
     def _post(self, body: bytes) -> bytes:
         """The answer's body. Raises SourceError for every status but 200."""
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "phial"}
-        if self._secret:
-            headers["Authorization"] = self._secret
+        secret = self._authorization()
+        if secret is not None:
+            headers["Authorization"] = secret
         request = urllib.request.Request(self.address, data=body, headers=headers, method="POST")
         address = shown(self.address)
         try:
