@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.tiny_models import write_tiny
 
+from phial.cli.app import app
 from phial.data.annotate import RUBRIC, SCHEMA, Text, annotate, sample
+from phial.data.labels import read_labels
 from phial.errors import PhialError
 from phial.language_model import LanguageModel, Reply
 
@@ -56,6 +59,27 @@ def test_every_document_gets_the_score_the_model_gave(tmp_path: Path) -> None:
     assert (done.prompt_tokens, done.completion_tokens, done.cached, done.failed) == (300, 30, 0, [])
 
 
+def test_an_engine_labels_through_the_command_and_the_answers_train_a_classifier(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model's weights are random: what it says means nothing, that it keeps to the schema does."""
+    model = write_tiny(tmp_path / "judge.gguf")
+    (tmp_path / "rules.txt").write_text("Give a score.")
+    documents = [{"text": f"text {number}", "id": f"d{number}"} for number in range(6)]
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    arguments = ["data", "annotate", str(tmp_path / "docs.jsonl"), "-o", str(tmp_path / "a.jsonl"), "-m", str(model)]
+    arguments += ["--rubric", str(tmp_path / "rules.txt"), "--sample", "4", "--threads", "1", "--json"]
+    app(arguments, standalone_mode=False)
+    first = json.loads(capsys.readouterr().out)
+    assert (sum(first["labels"].values()), first["failed"], first["cached"]) == (4, 0, 0)
+    assert first["completion_tokens"] > 40
+    labels = read_labels(tmp_path / "a.jsonl")
+    assert len(labels) == 4 and {label.text for label in labels} <= {document["text"] for document in documents}
+    app(arguments, standalone_mode=False)
+    second = json.loads(capsys.readouterr().out)
+    assert second["labels"] == first["labels"] and (second["cached"], second["completion_tokens"]) == (4, 0)
+
+
 def test_a_second_run_asks_nothing_and_says_the_same(tmp_path: Path) -> None:
     documents, answers = texts("a", "b" * 25), tmp_path / "answers.jsonl"
     first = annotate(documents, Rule(), answers)
@@ -83,7 +107,7 @@ def test_a_killed_run_goes_on_after_its_last_whole_answer(tmp_path: Path) -> Non
     done = annotate(documents, model, answers)
     assert [call[0] for call in model.calls] == ["b", "c"]
     assert done.cached == 1 and len(done.labels) == 3
-    assert len(answers.read_text().splitlines()) == 3
+    assert [json.loads(line)["id"] for line in answers.read_text().splitlines()] == ["d0", "d1", "d2"]
 
 
 def test_an_answer_outside_the_schema_is_asked_again_with_another_seed(tmp_path: Path) -> None:

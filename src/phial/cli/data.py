@@ -8,6 +8,7 @@ from __future__ import annotations
 import typer
 
 from phial.cli import (
+    data_annotate,
     data_clean,
     data_decontaminate,
     data_dedup,
@@ -30,6 +31,9 @@ data = typer.Typer(
 
 data.command(epilog="Example: phial data run corpus.toml --output runs/corpus --workers 2")(data_run.run)
 data.command(epilog="Example: phial data clean pages/ --output runs/clean --language en,de")(data_clean.clean)
+data.command(epilog="Example: phial data annotate runs/corpus/03-dedup --answers answers.jsonl -m phi-3-mini-4k")(
+    data_annotate.annotate
+)
 data.command(epilog="Example: phial data classifier answers.jsonl --output quality.npz")(data_quality.classifier)
 data.command(epilog="Example: phial data score runs/corpus/02-clean --output scored.jsonl.zst")(data_quality.score)
 data.command(epilog="Example: phial data dedup runs/corpus/02-clean -o runs/corpus/03-dedup")(data_dedup.dedup)

@@ -39,13 +39,13 @@ a JSON object: "reason", one sentence of at most 40 words on what a learner gain
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "reason": {"type": "string", "maxLength": 400},
+        "reason": {"type": "string", "maxLength": 300},
         "score": {"type": "integer", "enum": [0, 1, 2, 3, 4, 5]},
     },
     "required": ["reason", "score"],
     "additionalProperties": False,
 }
-_MAX_TOKENS = 256
+_MAX_TOKENS = 512  # more than the longest reason has characters: the schema ends an answer, not this
 _GIVE_UP = 20  # failures in a row before anything was answered: the model is not there
 _KEYS = {"reason", "score"}
 
