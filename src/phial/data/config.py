@@ -10,8 +10,12 @@
     [dedup]
     threshold = 0.7
 
+    [[decontaminate.benchmarks]]
+    name = "gsm8k"
+    files = ["benchmarks/gsm8k.jsonl.gz"]
+
 Paths are relative to the file's folder. A stage without a table runs with its defaults; `skip = ["quality"]` leaves
-stages out.
+stages out, and decontamination runs only where benchmarks are named.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from phial.data.decontaminate import DecontaminateConfig
 from phial.data.dedup import DedupConfig
 from phial.data.filters import CleanConfig
 from phial.data.quality_steps import QualityConfig
@@ -49,6 +54,22 @@ class RunConfig(BaseModel):
     clean: CleanConfig = CleanConfig()
     dedup: DedupConfig = DedupConfig()
     quality: QualityConfig = QualityConfig()
+    decontaminate: DecontaminateConfig = DecontaminateConfig()
+
+    def beside(self, file: Path) -> RunConfig:
+        """The same with every path taken from the folder of `file`; the sources' stay, they are shown as written."""
+        words = self.clean.profanity_words
+        benchmarks = tuple(
+            b.model_copy(update={"files": tuple(str(file.parent / pattern) for pattern in b.files)})
+            for b in self.decontaminate.benchmarks
+        )
+        return self.model_copy(
+            update={
+                "clean": self.clean.model_copy(update={"profanity_words": words and file.parent / words}),
+                "quality": self.quality.beside(file),
+                "decontaminate": self.decontaminate.model_copy(update={"benchmarks": benchmarks}),
+            }
+        )
 
 
 def read_config(path: Path, kind: type[Model]) -> Model:

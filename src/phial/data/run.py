@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
+from pydantic import BaseModel
 
 from phial.data.config import RunConfig, read_config
+from phial.data.decontaminate import decontaminate_stage
 from phial.data.dedup import dedup_stage
 from phial.data.filters import clean_inputs, clean_steps
 from phial.data.pipeline import Machines, Phase, digest_of, run_stage
@@ -17,10 +21,14 @@ from phial.errors import ArgumentError
 
 
 class Run:
-    """A run folder and the stage that was finished last."""
+    """A run folder and the stage that was finished last.
 
-    def __init__(self, folder: Path, config: RunConfig, machines: Machines) -> None:
-        self.folder, self.config, self.machines = folder, config, machines
+    `written` is the configuration as it stands in the file, `config` the same with its paths beside the file: what a
+    stage's record holds is the former, so that a folder that was moved is not run again.
+    """
+
+    def __init__(self, folder: Path, written: RunConfig, config: RunConfig, machines: Machines) -> None:
+        self.folder, self.written, self.config, self.machines = folder, written, config, machines
         self.results: list[dict[str, Any]] = []
         self.last: Path | None = None
 
@@ -60,20 +68,13 @@ def run_all(path: Path, folder: Path, *, workers: int = 1, executor: str = "loca
         raise ArgumentError(f"executor is {executor!r}", "use local, ray or slurm")
     if workers < 1:
         raise ArgumentError(f"workers is {workers}", "use 1 or more")
-    config = read_config(path, RunConfig)
-    run = Run(folder, config, Machines(executor, workers))  # type: ignore[arg-type]
+    written = read_config(path, RunConfig)
+    config = written.beside(path)
+    run = Run(folder, written, config, Machines(executor, workers))  # type: ignore[arg-type]
     _sources(run, path.parent)
-    if "clean" not in config.skip:
-        _clean(run, path.parent)
-    if "dedup" not in config.skip:
-        work = folder / "03-dedup" / "work"
-        phases = dedup_stage(config.dedup, work, config.tasks, [source.name for source in config.sources])
-        run.stage(3, "dedup", phases, config.dedup.model_dump(mode="json"))
-    if "quality" not in config.skip:
-        quality = config.quality.beside(path)
-        score = quality.step()
-        settings = config.quality.model_dump(mode="json")
-        run.stage(4, "quality", run.phase("score", [score]), settings, inputs={"classifier": score.version()})
+    for name, stage in _STAGES.items():
+        if name not in config.skip:
+            stage(run)
     return run.results
 
 
@@ -85,9 +86,41 @@ def _sources(run: Run, base: Path) -> None:
     run.stage(1, "sources", run.phase("read", [BadRecords()]), settings, reader, inputs)
 
 
-def _clean(run: Run, base: Path) -> None:
+def _clean(run: Run) -> None:
     config = run.config.clean
-    if config.profanity_words is not None:
-        config = config.model_copy(update={"profanity_words": base / config.profanity_words})
-    phases = run.phase("clean", clean_steps(config))
-    run.stage(2, "clean", phases, run.config.clean.model_dump(mode="json"), inputs=clean_inputs(config))
+    run.stage(
+        2, "clean", run.phase("clean", clean_steps(config)), _settings(run.written.clean), inputs=clean_inputs(config)
+    )
+
+
+def _dedup(run: Run) -> None:
+    config, names = run.config.dedup, [source.name for source in run.config.sources]
+    run.stage(
+        3, "dedup", dedup_stage(config, run.folder / "03-dedup" / "work", run.config.tasks, names), _settings(config)
+    )
+
+
+def _quality(run: Run) -> None:
+    step = run.config.quality.step()
+    run.stage(4, "quality", run.phase("score", [step]), {"classifier": step.version()})
+
+
+def _decontaminate(run: Run) -> None:
+    config = run.config.decontaminate
+    if not config.benchmarks:
+        return
+    files = [Path(name) for b in config.benchmarks for pattern in b.files for name in sorted(glob.glob(pattern))]
+    phases = decontaminate_stage(config, run.folder / "05-decontaminate" / "work", run.config.tasks)
+    run.stage(5, "decontaminate", phases, _settings(run.written.decontaminate), inputs={"benchmarks": digest_of(files)})
+
+
+def _settings(config: BaseModel) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+_STAGES: dict[str, Callable[[Run], None]] = {
+    "clean": _clean,
+    "dedup": _dedup,
+    "quality": _quality,
+    "decontaminate": _decontaminate,
+}
