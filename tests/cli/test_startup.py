@@ -26,10 +26,13 @@ COMMANDS = [
     "data",
     "data run",
     "data clean",
+    "data annotate",
     "data classifier",
     "data score",
     "data dedup",
     "data decontaminate",
+    "data synthesize",
+    "data vocabulary",
 ]
 HEAVY = [
     "numpy", "rich", "huggingface_hub", "prompt_toolkit", "jinja2", "tokenizers", "sentencepiece", "torch",
