@@ -190,7 +190,7 @@ class Profanity(BaseFilter):
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         words = self.words.word_tokenize(doc.text)
-        found = sum(word.lower() in self.profane for word in words)
+        found = sum(map(self.profane.__contains__, map(str.lower, words)))
         if found:
             doc.metadata["profane_words"] = found
         return (False, "profanity") if found > self.density * len(words) else True

@@ -39,6 +39,8 @@ _KNOWN_CHARS = 1_000_000  # of pieces remembered (about 25 MB): text repeats the
 
 def split_piece(piece: str) -> list[str]:
     """The words of a piece without white space; they join to the piece. Time grows linearly with its length."""
+    if piece.isalnum():
+        return [piece]
     front: list[str] = []
     back: list[str] = []
     start, end = 0, len(piece)
