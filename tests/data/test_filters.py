@@ -158,6 +158,25 @@ def test_repetition_decides_as_datatroves_own_filter(words: list[str], unlike: i
     assert get_filter_result(ours.filter(Document(text, "0"))) == get_filter_result(theirs.filter(Document(text, "0")))
 
 
+@given(st.lists(st.sampled_from([*invented(9).splitlines(), *invented(40, seed=3).splitlines()]), max_size=40))
+def test_long_repetitions_are_found_as_in_datatrove(sentences: list[str]) -> None:
+    text = " ".join(sentences)
+    ours, theirs = heuristics.QuickRepetition(OfflineWords()), GopherRepetitionFilter(language=OfflineWords())
+    assert get_filter_result(ours.filter(Document(text, "0"))) == get_filter_result(theirs.filter(Document(text, "0")))
+
+
+def test_a_passage_that_comes_twice_is_a_repetition() -> None:
+    once, other = (" ".join(invented(n, seed=n).splitlines()) for n in (4, 12))
+    step = heuristics.gopher_repetition(OfflineWords())
+    assert step.filter(Document(f"{once} {other} {once}", "0")) == (False, "repetition: repeated 5-grams")
+    assert step.filter(Document(f"{once} {other}", "0")) is True
+
+
+def test_blank_lines_are_no_lines_to_fineweb() -> None:
+    lines = ["A line of eight words that ends here.", "Another one has five words."]
+    assert heuristics.fineweb_quality(OfflineWords()).filter(Document("\n\n\n\n\n\n\n".join(lines), "0")) is True
+
+
 def test_every_reason_of_datatroves_filters_has_our_name() -> None:
     import inspect
     import re

@@ -73,7 +73,7 @@ def test_planted_personal_data_is_masked_and_nothing_else(text: str, masked: str
         "127.0.0.1, 192.168.1.20, 10.0.0.254, 172.16.5.4, 203.0.113.77, 0.0.0.0, 255.255.255.0, 300.1.2.3",
         "::1, fe80::1, 2001:db8::1, a::b, std::vector, 12:30:45:10, dead::beef",
         "git@github.com:owner/repository.git ssh://git@host.org/path @decorator user@localhost",
-        "y = a@b.T + x@weights.mean(0) - q@k.to(device)",
+        "y = a@b.T + x@weights.mean(0) - q@k.to(device) + x@loss.grad",
         "pi = 3.14159265358979, 6.62607015e-34, 0.4111111111111111, 1,234,567,890, 299792458, 1234567890",
         "range(1000, 2000, 30); Decimal('+35236450.6'); id=4111111111111111; #1234567",
         "10 000 000 people, 100-200-300 points, 24-7-365, 555-1234, 1-2-3-4-5-6-7-8",
