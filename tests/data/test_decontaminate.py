@@ -68,7 +68,7 @@ def test_a_short_question_counts_only_as_a_whole() -> None:
 def test_words_of_a_question_scattered_over_a_long_text_are_no_leak() -> None:
     words = QUESTION.split()
     parts = [" ".join(words[at : at + 5]) for at in range(0, len(words), 5)]
-    near, far = " and ".join(parts), (" filler" * 60).join(parts)
+    near, far = " and ".join(parts), (" filler" * 60 + " ").join(parts)
     assert len(matcher(QUESTION).find([near])) == 1
     assert matcher(QUESTION).find([far]) == []
 
@@ -89,6 +89,24 @@ def test_copies_of_a_question_do_not_make_it_common() -> None:
     assert len(Matcher(index, 0.5, counts > 10).find(copies[:1])) == 1
     assert len(Matcher(index, 0.5).find(parts[:1])) == 1
     assert Matcher(index, 0.5, counts > 10).find(parts[:1]) == []
+
+
+def test_a_whole_question_is_found_though_all_its_words_are_common() -> None:
+    index = Index(items_of("exam", [QUESTION]))
+    halves = [" ".join(QUESTION.split()[part]) for part in (slice(None, 14), slice(7, None))]
+    common = count_texts(index, halves * 11) > 10
+    assert common.all()
+    found = Matcher(index, 0.5, common)
+    assert found.find(halves) == []
+    assert [one.coverage for one in found.find([f"A page: {QUESTION}"])] == [1.0]
+
+
+def test_ngrams_do_not_span_two_texts() -> None:
+    index = Index(items_of("exam", [QUESTION]))
+    words = QUESTION.split()
+    parts = [" ".join(words[:10]), " ".join(words[10:])]
+    together = index.hits(parts)
+    assert [len(index.hits([part]).texts) for part in parts] == np.bincount(together.texts).tolist()
 
 
 def test_a_question_too_common_by_itself_is_found_with_its_answers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import subprocess
 import sys
 import zlib
@@ -146,6 +147,7 @@ def test_signatures_do_not_depend_on_the_batch() -> None:
         ("Don't stop, he said.", "DON’T stop -- he said!"),
         ("It cost 1,250,000 francs", "it cost 1250000 francs"),
         ("the café, naïve", "the cafe\u0301, NAI\u0308VE"),
+        ("une café naïve", "une cafe naive"),
         ("five apples", "5 apples"),
         ("ﬁne print", "fine print"),
     ],
@@ -155,8 +157,8 @@ def test_words_are_the_same_but_for_writing(one: str, other: str) -> None:
 
 
 def test_words_differ_where_they_are_other_words() -> None:
-    hashes = word_hashes(["cat act tac", "1,2 12 1.2", "日本語"])
-    assert np.diff(hashes.starts).tolist() == [3, 4, 3]
+    hashes = word_hashes(["cat act tac", "1,2 12 1.2", "日本語", "x,1 1,y"])
+    assert np.diff(hashes.starts).tolist() == [3, 4, 3, 4]
     assert len(set(hashes.hashes[:3].tolist())) == 3
 
 
@@ -217,6 +219,18 @@ def test_documents_that_changed_between_the_passes_are_noticed(tmp_path: Path) -
         list(phases[-1].steps[0].run(iter([documents[0], document("c", "the same text")]), 0, 1))
     with pytest.raises(PhialError, match="changed between"):
         list(phases[-1].steps[0].run(iter(documents[:1]), 0, 1))
+
+
+def test_more_tasks_than_files_may_be_open(tmp_path: Path) -> None:
+    corpus = planted.planted(seed=8, each=60).documents
+    few = outcome(planted.deduplicate(DedupConfig(bands=4, rows=4), tmp_path / "few", corpus, tasks=2))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        many = outcome(planted.deduplicate(DedupConfig(bands=4, rows=4), tmp_path / "many", corpus, tasks=300))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert few == many
 
 
 def test_keys_read_in_many_parts_give_the_same_pairs(tmp_path: Path) -> None:

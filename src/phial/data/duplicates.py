@@ -154,7 +154,7 @@ def drops_of_group(files: SignatureReader, group: Numbers, threshold: float) -> 
 
     def alike(first: int, rest: Numbers) -> NDArray[np.bool_]:
         equal: NDArray[np.bool_] = (digests[rest] == digests[first]).all(axis=1)
-        near = (likeness(sketches[first], sketches[rest]) >= threshold) & ~wordless[rest]
+        near = likeness(sketches[first], sketches[rest]) >= threshold
         return equal if wordless[first] else equal | near
 
     for kept, dropped in first_of_each(len(numbers), alike):

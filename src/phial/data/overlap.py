@@ -34,7 +34,7 @@ class Matcher:
 
     Args:
         coverage: share of a question's words from which a text holds it, but no fewer than ENOUGH words; of a
-            question of fewer than SHORT words it must have all.
+            question of fewer it must have all.
         common: for each n-gram of the index, whether it is left out because many texts have it. A question of SHORT
             words or more that is there as a whole is found nevertheless.
     """
@@ -46,8 +46,7 @@ class Matcher:
         self._all = self._counted(every)
         self._telling = self._counted(~np.repeat(self._common, np.diff(index.starts)))
         words = np.diff(np.concatenate([[0], np.cumsum(self._telling)])[index.word_starts])
-        sizes = np.diff(index.word_starts)
-        self._needed = np.where(sizes < SHORT, words, np.minimum(np.maximum(coverage * words, ENOUGH), words))
+        self._needed = np.minimum(np.maximum(coverage * words, ENOUGH), words)
         self._shares = self._needed / np.maximum(words, 1)
 
     def find(self, texts: Sequence[str]) -> list[Found]:

@@ -20,7 +20,7 @@ from phial.data.benchmarks import Item
 from phial.data.word_hashes import U64, Words, ngram_hashes, word_hashes
 from phial.errors import ArgumentError
 
-SHORT = 10  # words; a shorter question counts only as a whole
+SHORT = 10  # words; a shorter question may well be a phrase that many texts have
 FEWEST = 7  # words that tell a question apart, below which it cannot be matched
 _FIT = 12  # n-grams that fit into a question for it to have such long ones: with fewer, a few changed words hide it
 _ITEMS_AT_MOST = 20  # questions that may share an n-gram, fewer in small benchmarks

@@ -20,6 +20,7 @@ from phial.errors import PhialError
 
 Numbers = NDArray[np.int64]
 _CHUNK_BYTES = 8 << 20  # of a sequential read
+_OPEN_AT_MOST = 128  # files of a reader
 _KINDS = ("keys", "sketches", "embeddings", "offsets", "names")
 
 
@@ -124,12 +125,17 @@ class SignatureReader:
         return data
 
     def _open(self, kind: str, task: int) -> int:
-        if (kind, task) not in self._files:
+        """The file's descriptor; of many tasks' files those used last stay open."""
+        descriptor = self._files.pop((kind, task), None)
+        if descriptor is None:
             path = self._folder / kind / f"{task:05d}.bin"
             if not path.exists():
                 raise PhialError(f"{path} is missing", "the pass that writes it has not ended; run the stage again")
-            self._files[kind, task] = os.open(path, os.O_RDONLY)
-        return self._files[kind, task]
+            while len(self._files) >= _OPEN_AT_MOST:
+                os.close(self._files.pop(next(iter(self._files))))
+            descriptor = os.open(path, os.O_RDONLY)
+        self._files[kind, task] = descriptor
+        return descriptor
 
 
 def document_name(source: int, identifier: str) -> bytes:
