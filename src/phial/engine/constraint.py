@@ -123,9 +123,11 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
+            said = _first_line(self._matcher.get_error())
+            if said.startswith("NoExtension"):
+                raise PhialError("no text satisfies the grammar", "one of its rules needs itself without end")
             raise PhialError(
-                f"the grammar cannot be followed after {self.n_tokens} tokens: "
-                f"{_first_line(self._matcher.get_error())}",
+                f"the grammar cannot be followed after {self.n_tokens} tokens: {said}",
                 "simplify the grammar: fewer alternatives, smaller repetition counts",
             )
 

@@ -18,6 +18,9 @@ from phial.errors import ArgumentError
 # JSON on one line, as json.dumps writes it, with or without the blanks. JSON itself allows any number of blanks and
 # line breaks anywhere, and a small model that has begun to write them spends its tokens on them.
 LAYOUT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+LARGEST_NUMBER = 2**53
+MOST_PARTS = 1000  # a chain of 1,500 has crashed the process
+_RULE = re.compile(r"^[ \t]*[?!]?\w+[^\n:/\"]*:", re.MULTILINE)
 _QUOTED_LINE = re.compile(r" *\d+ \| ")
 _OPTIONS = re.compile(r"^[ \t]*%llguidance[ \t]*(\{.*\})[ \t]*$", re.MULTILINE)
 
@@ -33,6 +36,7 @@ class LlamaGrammar:
         """`described` and `hint` go into the error. Raises ArgumentError where it is no grammar."""
         from llguidance import LLMatcher  # here: only constrained texts need it
 
+        _check_size(len(_RULE.findall(lark)), described, "rules")
         self.lark = _without_forcing(lark)
         failed, messages = LLMatcher.validate_grammar_with_warnings(self.lark)
         if failed:
@@ -145,13 +149,28 @@ def _as_schema(given: str | Mapping[str, Any]) -> dict[str, Any]:
     """A copy that JSON can hold."""
     try:
         schema = json.loads(given if isinstance(given, str) else json.dumps(given))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ArgumentError(
             f"the JSON schema is no JSON: {error}", "pass a dict of plain values, or its text"
         ) from error
     if not isinstance(schema, dict):
         raise ArgumentError(f"the JSON schema is {schema!r}", "an object, for example {'type': 'object'}")
+    _check_size(_check_numbers(schema), "the JSON schema", "subschemas")
     return schema
+
+
+def _check_numbers(value: object) -> int:
+    """How many objects there are; ArgumentError for numbers that llguidance would round, or overflow with."""
+    if isinstance(value, (int, float)) and not abs(value) <= LARGEST_NUMBER:
+        raise ArgumentError(f"the JSON schema holds the number {value!r}", "numbers up to 2^53 can be kept exactly")
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, dict) + sum(map(_check_numbers, inner))
+
+
+def _check_size(n: int, what: str, parts: str) -> None:
+    """Raise ArgumentError for more than llguidance's recursive compiler has stack for."""
+    if n > MOST_PARTS:
+        raise ArgumentError(f"{what} has {n} {parts}, more than {MOST_PARTS}", "split it, or leave the details out")
 
 
 def _without_forcing(lark: str) -> str:
