@@ -38,9 +38,7 @@ data.command(epilog="Example: phial data dedup runs/corpus/02-clean -o runs/corp
 data.command(epilog="Example: phial data decontaminate 04-quality -o 05-clean -b gsm8k=g.jsonl")(
     data_decontaminate.decontaminate
 )
-data.command(epilog="Example: phial data synthesize --teacher m.gguf --ask qa=9 --licence MIT -o qa")(
-    data_synthesize.synthesize
-)
+data.command(epilog="Example: phial data synthesize --ask qa=9 --licence Apache-2.0 -o qa")(data_synthesize.synthesize)
 data.command(epilog="Example: phial data vocabulary books/ -o vocabulary --size 32000")(data_vocabulary.vocabulary)
 
 
