@@ -12,7 +12,7 @@ pytest.importorskip("datatrove", reason="phial[data] is not installed")
 
 from datatrove.data import Document
 
-from phial.data.personal import KINDS, find_personal, iban_is_valid, luhn
+from phial.data.personal import KINDS, Span, find_personal, iban_is_valid, luhn
 from phial.data.privacy import MaskPrivate, apart, mask
 from phial.data.secret_patterns import entropy, find_secrets, looks_random
 
@@ -35,6 +35,7 @@ def run(text: str, **settings: object) -> tuple[list[Document], Document]:
         ("Write to jane.doe+news@mail.example.com.", "Write to [EMAIL]."),
         ("<a@b.de>, O'Neil <o_neil@uni-bonn.de>", "<[EMAIL]>, O'Neil <[EMAIL]>"),
         ("mailto:Bob@Company.Example today", "mailto:[EMAIL] today"),
+        ("josé.núñez@correo.es,请联系abc@x.com。", "[EMAIL],请联系[EMAIL]。"),
         ("Call +49 (0)30 1234 5678 now", "Call [PHONE] now"),
         ("Call (415) 555-2671 or 415-555-2671.", "Call [PHONE] or [PHONE]."),
         ("Tel.: 030/1234567, Fax 030 1234568", "Tel.: [PHONE], Fax [PHONE]"),
@@ -42,6 +43,7 @@ def run(text: str, **settings: object) -> tuple[list[Document], Document]:
         ("+14155552671", "[PHONE]"),
         ("from 85.214.132.117 port 22", "from [IP] port 22"),
         ("the server 8.8.4.4 answers", "the server [IP] answers"),
+        ("52.18.3.7 asked; remote 3.18.3.7 too", "[IP] asked; remote [IP] too"),
         ("http://93.184.216.34:8080/x", "http://[IP]:8080/x"),
         ("login ip=85.214.132.117.", "login ip=[IP]."),
         ("2a02:8109:9ac0:1::5f3 joined", "[IP] joined"),
@@ -129,6 +131,11 @@ def test_counts_by_kind_stand_in_the_metadata_and_kinds_can_be_left_out() -> Non
     text = f"a@b.com, c@d.org, +44 20 7946 0958, {AWS}"
     assert run(text)[1].metadata == {"personal": {"email": 2, "phone": 1}, "secrets": {"aws key": 1}}
     assert run(text, kinds=("phone",))[1].text == "a@b.com, c@d.org, [PHONE], [SECRET]"
+
+
+def test_of_two_spans_that_overlap_the_first_given_stays() -> None:
+    spans = [Span(5, 9, "a"), Span(0, 6, "b"), Span(9, 12, "c"), Span(6, 8, "d"), Span(0, 5, "e"), Span(4, 20, "f")]
+    assert apart(spans) == [Span(0, 5, "e"), Span(5, 9, "a"), Span(9, 12, "c")]
 
 
 def test_checksums() -> None:

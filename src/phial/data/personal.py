@@ -27,7 +27,8 @@ class Span(NamedTuple):
 
 
 _EMAIL = re.compile(
-    r"(?<![\w.+%/@-])[A-Za-z0-9_](?:[\w.+%'-]{0,62}[\w+%-])?@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+"
+    r"(?<![\w.+%/@\u00c0-\u024f-])[\w\u00c0-\u024f](?:[\w.+%'\u00c0-\u024f-]{0,62}[\w+%\u00c0-\u024f-])?"
+    r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+"
     r"([A-Za-z]{2,24})(?![\w@(]|-\w|:[\w~/]|\.\w)",
     re.ASCII,
 )
@@ -73,7 +74,8 @@ _VERSION_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _ADDRESS_BEFORE = re.compile(
-    r"\b(?:ip|ipv4|addr|address(?:es)?|hosts?|servers?|clients?|peer|dns|ping|gateway)\b", re.IGNORECASE
+    r"\b(?:ip|ipv4|addr|address(?:es)?|hosts?|servers?|clients?|peer|remote|router|visitor|dns|ping|gateway|login)\b",
+    re.IGNORECASE,
 )
 
 # A country code (ITU-T E.164) and groups; the North American form; any groups after a word that announces a number.
@@ -142,7 +144,7 @@ def _ips(text: str) -> Iterator[Span]:
             before = text[max(0, match.start() - 24) : match.start()]
             # Four small numbers are sections and versions far more often than machines.
             parts = [int(part) for part in match[0].split(".")]
-            likely = max(parts) >= 100 or min(parts) >= 10 or _ADDRESS_BEFORE.search(before)
+            likely = max(parts) >= 100 or min(parts) >= 10 or parts[0] >= 32 or _ADDRESS_BEFORE.search(before)
             if likely and not _VERSION_BEFORE.search(before) and ipaddress.IPv4Address(match[0]).is_global:
                 yield Span(match.start(), match.end(), "ip")
     if ":" in text:

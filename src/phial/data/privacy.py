@@ -8,6 +8,7 @@ letter.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable
 from typing import Literal
@@ -25,9 +26,11 @@ def apart(spans: Iterable[Span]) -> list[Span]:
     """The spans in order of place, without those that overlap one given before them."""
     taken: list[Span] = []
     for span in spans:
-        if all(span.end <= other.start or other.end <= span.start for other in taken):
-            taken.append(span)
-    return sorted(taken)
+        place = bisect(taken, span)
+        before, after = taken[place - 1 : place], taken[place : place + 1]
+        if all(other.end <= span.start for other in before) and all(span.end <= other.start for other in after):
+            taken.insert(place, span)
+    return taken
 
 
 def placeholder(kind: str) -> str:
