@@ -81,6 +81,10 @@ def test_a_fork_bomb_finds_no_room_and_leaves_nothing() -> None:
     assert run("import os\nwhile True: os.fork()").name in {"solution_error", "timeout", "exited"}
 
 
+def test_a_copy_that_the_program_makes_of_itself_does_not_spoil_the_outcome() -> None:
+    assert run("import os\nif os.fork(): os.wait()", "assert True").passed
+
+
 def test_threads_are_bounded() -> None:
     needs("processes")
     threads = "import threading, time\nfor _ in range(50): threading.Thread(target=time.sleep, args=(1000,)).start()"
@@ -153,6 +157,10 @@ def test_there_is_no_network() -> None:
 def test_the_environment_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_OF_THE_USER", "x")
     assert run("import os\nassert 'SECRET_OF_THE_USER' not in os.environ, 'seen'\nassert os.listdir('.') == []").passed
+
+
+def test_python_is_isolated_from_its_folder_and_from_packages() -> None:
+    assert run("import sys\nassert sys.flags.isolated and sys.flags.no_site\nassert '' not in sys.path").passed
 
 
 def test_without_isolation_nothing_is_run_unasked(monkeypatch: pytest.MonkeyPatch) -> None:

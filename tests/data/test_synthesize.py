@@ -227,6 +227,8 @@ def test_a_torn_last_line_is_asked_again_and_damage_is_told(tmp_path: Path) -> N
     teacher = RuleTeacher()
     synthesize(settings, teacher, tmp_path)
     assert (teacher.asked, hashes(tmp_path)) == (1, before)
+    synthesize(settings, teacher, tmp_path)
+    assert teacher.asked == 1  # the torn line is gone
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join([lines[0].replace(b"about", b"above"), *lines[1:]]))
     with pytest.raises(FormatError, match="damaged in line 1"):

@@ -31,6 +31,7 @@ def test_every_cell_comes_once_and_topics_come_evenly() -> None:
     assert len(cells) == len(set(cells)) == 6 * 2 * 3
     for turn in range(6):
         assert len({cell.topic for cell in cells[6 * turn : 6 * turn + 6]}) == 6
+    assert len({(cell.audience, cell.style) for cell in cells[:6]}) > 1  # not one way for all topics
     assert set(Counter(cell.topic for cell in islice(cells, 20)).values()) == {3, 4}
 
 
