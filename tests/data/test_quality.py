@@ -416,8 +416,36 @@ def test_from_labels_to_scores_by_the_commands(tmp_path: Path, capsys: pytest.Ca
     first = out.read_bytes()
     phial("data", "score", str(tmp_path / "docs.jsonl"), "-o", str(out), "--classifier", made, "--json")
     assert out.read_bytes() == first
-    with pytest.raises(ArgumentError, match="is among the documents"):
+    with pytest.raises(ArgumentError, match="is where the documents are"):
         phial("data", "score", str(out), "-o", str(out))
+
+
+def test_a_stage_is_scored_into_a_stage_the_same_for_any_number_of_workers(
+    trained: Classifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("datatrove")
+    save_classifier(trained, tmp_path / "q.npz")
+    (tmp_path / "in").mkdir()
+    for number, part in enumerate((labels(20), labels(40)[60:])):
+        (tmp_path / "in" / f"{number}.txt").write_text("\n".join(label.text for label in part))
+    (tmp_path / "c.toml").write_text(
+        'tasks = 2\nskip = ["clean", "dedup", "decontaminate", "mix"]\n[quality]\nclassifier = "q.npz"\n'
+        '[[sources]]\nname = "s"\npaths = ["in/*.txt"]\nlicence = "CC0-1.0"\n'
+    )
+    phial("data", "run", str(tmp_path / "c.toml"), "-o", str(tmp_path / "run"), "--json")
+    stages = json.loads(capsys.readouterr().out)
+    assert [(stage["name"], stage["kept"]) for stage in stages] == [("sources", 2), ("quality", 2)]
+    scored = list(read_texts(tmp_path / "run" / "04-quality"))
+    assert [text.metadata["quality"] for text in scored] == pytest.approx(
+        trained.scores([text.text for text in scored]), abs=1e-4
+    )
+    again = []
+    for workers in ("1", "2"):
+        out = str(tmp_path / f"out{workers}")
+        arguments = ["--classifier", str(tmp_path / "q.npz"), "--workers", workers, "--json"]
+        phial("data", "score", str(tmp_path / "run" / "01-sources"), "-o", out, *arguments)
+        again.append(json.loads(capsys.readouterr().out)["output_sha256"])
+    assert again == [stages[1]["output_sha256"]] * 2
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "jsonl.zst"])

@@ -33,7 +33,7 @@ data.command(epilog="Example: phial data run corpus.toml --output runs/corpus --
 data.command(epilog="Example: phial data clean pages/ --output runs/clean --language en,de")(data_clean.clean)
 data.command(epilog="Example: phial data annotate 03-dedup --answers a.jsonl -m phi-3-mini-4k")(data_annotate.annotate)
 data.command(epilog="Example: phial data classifier answers.jsonl --output quality.npz")(data_quality.classifier)
-data.command(epilog="Example: phial data score runs/corpus/02-clean --output scored.jsonl.zst")(data_quality.score)
+data.command(epilog="Example: phial data score runs/corpus/03-dedup -o runs/corpus/04-quality")(data_quality.score)
 data.command(epilog="Example: phial data dedup runs/corpus/02-clean -o runs/corpus/03-dedup")(data_dedup.dedup)
 data.command(epilog="Example: phial data decontaminate 04-quality -o 05-clean -b gsm8k=g.jsonl")(
     data_decontaminate.decontaminate

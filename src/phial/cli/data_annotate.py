@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from phial.cli import console, options
+from phial.cli import console, loading, options
 from phial.cli.data_quality import Documents
 from phial.cli.data_stages import require_data
 from phial.cli.progress import progress
@@ -45,7 +45,8 @@ def annotate(
 
     rules = labelling.RUBRIC if rubric is None else rubric.read_text("utf-8")
     chosen = labelling.sample(read_texts(documents), sample, seed)
-    judge = open_language_model(model, n_threads=threads)
+    name = model if model.startswith(("http://", "https://")) else loading.model_file(model)
+    judge = open_language_model(name, n_threads=threads)
     try:
         with progress("first document", len(chosen)) as show:
             done = labelling.annotate(chosen, judge, answers, rubric=rules, max_characters=max_characters, show=show)

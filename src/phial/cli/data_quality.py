@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phial.cli import console, options
-from phial.cli.data_stages import require_data
+from phial.cli.data_stages import require_data, show_stages
 from phial.cli.progress import progress
 from phial.errors import ArgumentError
 
@@ -49,20 +49,52 @@ def classifier(
 
 def score(
     documents: Documents,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Scored, as .jsonl[.gz|.zst].")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PATH", help="The new stage's folder; of a file, another file.")
+    ],
     classifier: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="What classifier wrote.", show_default="the one shipped with phial"),
     ] = None,
+    workers: Annotated[int, typer.Option("--workers", "-w", metavar="N", min=1, help="Tasks at a time.")] = 1,
     as_json: options.Json = False,
 ) -> None:
     """Write the quality score of every document; drops none."""
     require_data()
-    from phial.data.labels import files_of, read_texts, write_texts
+    if documents.is_dir():
+        _score_stage(documents, output, classifier, workers, as_json)
+    else:
+        _score_file(documents, output, classifier, as_json)
+
+
+def _score_stage(folder: Path, output: Path, classifier: Path | None, workers: int, as_json: bool) -> None:
+    """A stage's folder into a new one, by datatrove."""
+    from phial.data.pipeline import Machines, Phase, digest_of, run_stage
+    from phial.data.quality_steps import Score
+    from phial.data.stage import StageReader, kept_files
+
+    files, step = kept_files(folder), Score(classifier)
+    result = run_stage(
+        output,
+        "quality",
+        [Phase("score", [step], len(files))],
+        StageReader(folder),
+        inputs={"documents": digest_of(files), "classifier": step.version()},
+        config={"classifier": None if classifier is None else str(classifier)},
+        machines=Machines(workers=workers),
+    )
+    if as_json:
+        console.write_json(result)
+    else:
+        show_stages([result])
+
+
+def _score_file(documents: Path, output: Path, classifier: Path | None, as_json: bool) -> None:
+    from phial.data.labels import read_texts, write_texts
     from phial.data.quality_file import load_classifier, load_default
 
-    if output.exists() and output in files_of(documents):
-        raise ArgumentError(f"{output} is among the documents", "name another file")
+    if output.exists() and output.samefile(documents):
+        raise ArgumentError(f"{output} is where the documents are", "name another file")
     found = load_default() if classifier is None else load_classifier(classifier)
     histogram = [0] * 11
 
