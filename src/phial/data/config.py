@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from phial.data.decontaminate import DecontaminateConfig
 from phial.data.dedup import DedupConfig
 from phial.data.filters import CleanConfig
+from phial.data.mixture import MixConfig
 from phial.data.quality_steps import QualityConfig
 from phial.data.sources import SourceConfig
 from phial.errors import PhialError
@@ -55,6 +56,7 @@ class RunConfig(BaseModel):
     dedup: DedupConfig = DedupConfig()
     quality: QualityConfig = QualityConfig()
     decontaminate: DecontaminateConfig = DecontaminateConfig()
+    mix: MixConfig | None = Field(None, description="token shards are made where there is this table")
 
     def beside(self, file: Path) -> RunConfig:
         """The same with every path taken from the folder of `file`; the sources' stay, they are shown as written."""
@@ -68,6 +70,7 @@ class RunConfig(BaseModel):
                 "clean": self.clean.model_copy(update={"profanity_words": words and file.parent / words}),
                 "quality": self.quality.beside(file),
                 "decontaminate": self.decontaminate.model_copy(update={"benchmarks": benchmarks}),
+                "mix": self.mix and self.mix.beside(file),
             }
         )
 

@@ -14,6 +14,7 @@ from phial.data.config import RunConfig, read_config
 from phial.data.decontaminate import decontaminate_stage
 from phial.data.dedup import dedup_stage
 from phial.data.filters import clean_inputs, clean_steps
+from phial.data.mixing import mix
 from phial.data.pipeline import Machines, Phase, digest_of, run_stage
 from phial.data.sources import BadRecords, Sources, find_files
 from phial.data.stage import StageReader
@@ -114,6 +115,20 @@ def _decontaminate(run: Run) -> None:
     run.stage(5, "decontaminate", phases, _settings(run.written.decontaminate), inputs={"benchmarks": digest_of(files)})
 
 
+def _mix(run: Run) -> None:
+    """Token shards; run.last stays the stage of documents. Runs on this machine, whatever the executor."""
+    if run.config.mix is None:
+        return
+    assert run.last is not None
+    plan = mix(run.last, run.config.mix, run.folder / "06-mix", workers=run.machines.workers)
+    taken = sum(n for n, _ in plan.validation.values()) + sum(slot.documents for slot in plan.slots)
+    unused = sum(n for n, _ in plan.unused.values())
+    dropped = {"in no phase": unused} if unused else {}
+    run.results.append(
+        {"name": "mix", "documents_in": taken + unused, "kept": taken, "dropped": dropped, **plan.json()}
+    )
+
+
 def _settings(config: BaseModel) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
@@ -123,4 +138,5 @@ _STAGES: dict[str, Callable[[Run], None]] = {
     "dedup": _dedup,
     "quality": _quality,
     "decontaminate": _decontaminate,
+    "mix": _mix,
 }

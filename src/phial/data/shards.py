@@ -39,7 +39,7 @@ def document_key(document_id: str) -> int:
     return int.from_bytes(data, "little")
 
 
-class _Hashed:
+class HashedFile:
     """A file under a temporary name, hashed as it is written."""
 
     def __init__(self, path: Path) -> None:
@@ -67,7 +67,7 @@ class ShardWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._name, self._n_vocab = folder, name, n_vocab
         self._type = token_type(n_vocab)
-        self._tokens = _Hashed(folder / f"{name}.tokens")
+        self._tokens = HashedFile(folder / f"{name}.tokens")
         self._starts: list[int] = [0]
         self._keys: list[int] = []
 
@@ -85,7 +85,7 @@ class ShardWriter:
         """Finish the shard; its entry, with what `more` says."""
         sha256 = {"tokens": self._tokens.close()}
         for part, values in (("starts", self._starts), ("keys", self._keys)):
-            file = _Hashed(self._folder / f"{self._name}.{part}")
+            file = HashedFile(self._folder / f"{self._name}.{part}")
             file.write(np.array(values, "<u8").tobytes())
             sha256[part] = file.close()
         return {
