@@ -17,6 +17,7 @@ from datatrove.data import Document
 from numpy.typing import NDArray
 from tests.data import planted
 
+from phial.data import duplicates
 from phial.data.dedup import DedupConfig, dedup_stage
 from phial.data.minhash import MinHash, exact_digest, likeness
 from phial.data.word_hashes import BATCH_CHARACTERS, word_hashes
@@ -233,19 +234,38 @@ def test_more_tasks_than_files_may_be_open(tmp_path: Path) -> None:
     assert few == many
 
 
-def test_keys_read_in_many_parts_give_the_same_pairs(tmp_path: Path) -> None:
-    from phial.data.duplicates import similar_pairs
-
+def test_keys_read_in_parts_and_rows_in_blocks_give_the_same_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     corpus = planted.planted(seed=6, each=20).documents
+    copies = [document(f"copy {n}", d.text) for n, d in enumerate(corpus[:30] * 2)]  # keys that four and more share
     config = DedupConfig()
-    planted.deduplicate(config, tmp_path, corpus)
+    planted.deduplicate(config, tmp_path, corpus + copies)
     with config.reader(tmp_path, 3) as files:
-        for band in (0, 1, 20):
-            whole, parts = (
-                sorted(map(tuple, np.concatenate(list(similar_pairs(files, band, 0.7, memory))).tolist()))
-                for memory in (1 << 30, 2000)
-            )
-            assert whole == parts and whole
+
+        def pairs(band: int, memory: int) -> list[tuple[int, int]]:
+            found = np.concatenate(list(duplicates.similar_pairs(files, band, 0.7, memory)))
+            return sorted(map(tuple, found.tolist()))
+
+        whole = [pairs(band, 1 << 30) for band in (0, 1, 20)]
+        monkeypatch.setattr(duplicates, "_ROWS_AT_ONCE", 2)
+        assert [pairs(band, 2000) for band in (0, 1, 20)] == whole
+        assert min(map(len, whole)) > 60
+
+
+def test_documents_that_meet_too_many_unlike_them_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(1)
+    words = planted.vocabulary(rng)
+    shared = "".join(planted.paragraphs(rng, words, 3))
+    texts = [shared + "".join(planted.paragraphs(rng, words, 2)) for _ in range(60)]
+    config = DedupConfig(bands=40, rows=1)
+    planted.deduplicate(config, tmp_path, [document(f"{n:02d}", text) for n, text in enumerate(texts)], tasks=1)
+    with config.reader(tmp_path, 1) as files:
+        sizes = np.unique(np.concatenate([rows[:, 2] for _, rows in files.chunks("keys")]), return_counts=True)[1]
+        monkeypatch.setattr(duplicates, "_ROUNDS", 3)
+        found = list(duplicates.similar_pairs(files, 1, 1.0, 1 << 20))
+    rest = [size - 3 for size in sizes.tolist() if size >= 5]  # no two are alike: each round takes one of each key
+    assert found[-1] == duplicates.Uncompared(sum(rest)) and rest
 
 
 MEMORY_PROGRAM = """

@@ -48,26 +48,46 @@ def similar_pairs(
         band: 0 for the digest of the whole text, then the bands of MinHash from 1.
         memory: bytes for the keys held at once; the keys are read again for every part that fits.
     """
-    parts = max(1, -(-files.documents * _BYTES_A_KEY // memory))
+    parts = max(1, -(-2 * files.documents * _BYTES_A_KEY // memory))
+    most = max(_ROWS_AT_ONCE, memory // (4 * files.row_bytes("sketches")))
     for part in range(parts):
-        keys, numbers = _keys_of(files, band, part, parts)
-        for _ in range(_ROUNDS):
-            keys, numbers = _shared(keys, numbers)
-            if not len(keys):
-                break
-            starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-            leaders = np.repeat(numbers[starts], np.diff(starts, append=len(keys)))
-            same = np.concatenate(
-                [
-                    _alike(files, band, leaders[at : at + _ROWS_AT_ONCE], numbers[at : at + _ROWS_AT_ONCE], threshold)
-                    for at in range(0, len(keys), _ROWS_AT_ONCE)
-                ]
-            )
-            pairs = same & (leaders != numbers)
-            yield np.stack([leaders[pairs], numbers[pairs]], axis=1)
-            keys, numbers = keys[~same], numbers[~same]
-        if len(keys):
-            yield Uncompared(len(keys))
+        keys, numbers = _shared(*_keys_of(files, band, part, parts))
+        bounds = np.append(np.flatnonzero(np.diff(keys, prepend=keys[:1] + np.uint64(1))), len(keys)).tolist()
+        start = 0
+        for end, following in zip(bounds[1:], [*bounds[2:], None], strict=False):
+            if following is None or following - start > most:  # as many keys as fit
+                yield from _pairs_of(files, band, threshold, keys[start:end], numbers[start:end], most)
+                start = end
+
+
+def _pairs_of(
+    files: SignatureReader, band: int, threshold: float, keys: NDArray[np.uint64], numbers: Numbers, most: int
+) -> Iterator[NDArray[np.int64] | Uncompared]:
+    """The pairs among documents with their sorted keys; rows are read once where no more than `most`."""
+    kind = "sketches" if band else "keys"
+    held = files.rows(kind, numbers) if len(numbers) <= most else None
+
+    def rows(places: Numbers) -> NDArray[np.uint16]:
+        found: NDArray[np.uint16] = files.rows(kind, numbers[places]) if held is None else held[places]
+        return found if band else found[:, :2]
+
+    needed = threshold if band else 1.0
+    places = np.arange(len(numbers))
+    for _ in range(_ROUNDS):
+        keys, places = _shared(keys, places)
+        if not len(keys):
+            return
+        starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+        leaders = np.repeat(places[starts], np.diff(starts, append=len(keys)))
+        same = np.zeros(len(keys), np.bool_)
+        for at in range(0, len(keys), _ROWS_AT_ONCE):
+            part = slice(at, at + _ROWS_AT_ONCE)
+            unique, where = np.unique(leaders[part], return_inverse=True)
+            same[part] = (rows(unique)[where] == rows(places[part])).mean(axis=1) >= needed
+        pairs = same & (leaders != places)
+        yield np.stack([numbers[leaders[pairs]], numbers[places[pairs]]], axis=1)
+        keys, places = keys[~same], places[~same]
+    yield Uncompared(len(_shared(keys, places)[0]))
 
 
 def _keys_of(files: SignatureReader, band: int, part: int, parts: int) -> tuple[NDArray[np.uint64], Numbers]:
@@ -93,19 +113,6 @@ def _shared(keys: NDArray[np.uint64], numbers: Numbers) -> tuple[NDArray[np.uint
     several[1:] |= equal
     several[:-1] |= equal
     return keys[several], numbers[order[several]]
-
-
-def _alike(
-    files: SignatureReader, band: int, leaders: Numbers, numbers: Numbers, threshold: float
-) -> NDArray[np.bool_]:
-    unique, places = np.unique(leaders, return_inverse=True)
-    kind = "sketches" if band else "keys"
-    theirs, ours = files.rows(kind, unique)[places], files.rows(kind, numbers)
-    if band:
-        near: NDArray[np.bool_] = (theirs == ours).mean(axis=1) >= threshold
-        return near
-    equal: NDArray[np.bool_] = (theirs[:, :2] == ours[:, :2]).all(axis=1)
-    return equal
 
 
 class Groups:

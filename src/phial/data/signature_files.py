@@ -86,7 +86,7 @@ class SignatureReader:
     def chunks(self, kind: str) -> Iterator[tuple[int, NDArray[Any]]]:
         """All rows in order, a few MB at a time, with the number of the first."""
         dtype, width = self._rows[kind]
-        row = np.dtype(dtype).itemsize * width
+        row = self.row_bytes(kind)
         step = max(1, _CHUNK_BYTES // row)
         for task in range(self._tasks):
             first, last = int(self.firsts[task]), int(self.firsts[task + 1])
@@ -98,13 +98,18 @@ class SignatureReader:
     def rows(self, kind: str, numbers: Numbers) -> NDArray[Any]:
         """The rows of these documents."""
         dtype, width = self._rows[kind]
-        row = np.dtype(dtype).itemsize * width
+        row = self.row_bytes(kind)
         tasks = np.searchsorted(self.firsts, numbers, side="right") - 1
         places = (numbers - self.firsts[tasks]) * row
         data = b"".join(
             [self._read(kind, task, at, row) for task, at in zip(tasks.tolist(), places.tolist(), strict=True)]
         )
         return np.frombuffer(data, dtype).reshape(len(numbers), width)
+
+    def row_bytes(self, kind: str) -> int:
+        """Bytes of a row."""
+        dtype, width = self._rows[kind]
+        return int(np.dtype(dtype).itemsize * width)
 
     def name(self, number: int) -> bytes:
         """What the document is ordered by, see `document_name`."""
