@@ -306,3 +306,16 @@ def test_paths_of_a_configuration_file_are_relative_to_its_folder(tmp_path: Path
     report = synthesize(checked_config(load_config(tmp_path / "run.toml")), RuleTeacher(), tmp_path / "out")
     assert (report["kept"], report["decontaminated"]) == (2, True)
     assert documents(tmp_path / "out", "kept")[0]["metadata"]["topic"] == "a / kites"
+
+
+def test_what_was_kept_is_a_source_of_a_run_with_its_origin(tmp_path: Path) -> None:
+    from phial.data.sources import SourceConfig, Sources, find_files
+
+    web = web_text(tmp_path, [prose("web", 1)])
+    synthesize(config(requests={"qa": 2, "rewrite": 1}, rewrite=[str(web)]), RuleTeacher(), tmp_path / "out")
+    source = SourceConfig(name="made", paths=("out/kept",), licence="CC0-1.0", synthetic=True)
+    found = list(Sources([source], find_files([source], tmp_path)).run())
+    assert [document.text for document in found] == [d["text"] for d in documents(tmp_path / "out", "kept")]
+    kinds = [(d.metadata["source"], d.metadata["kind"], d.metadata["synthetic"]) for d in found]
+    assert kinds == [("made", "qa", True), ("made", "qa", True), ("made", "rewrite", True)]
+    assert found[2].metadata["rewrite_licence"] == "CC-BY-4.0"

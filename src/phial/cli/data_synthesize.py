@@ -76,6 +76,7 @@ def synthesize(
         console.write_json(report)
     else:
         _show(report)
+    console.note(f'as a source of phial data run: paths = ["{output / "kept"}"], synthetic = true')
 
 
 def _run(

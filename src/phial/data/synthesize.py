@@ -243,7 +243,10 @@ def _document(config: SynthesizeConfig, teacher: str, request: Request, verdict:
         "style": request.cell.style,
         "teacher": teacher,
     }
-    metadata |= {"rewrite_of": passage.document} if passage else {"topic": str(request.cell.topic)}
+    if passage:  # a source has one licence for all its documents: this key keeps what a rewrite inherited
+        metadata |= {"rewrite_of": passage.document, "rewrite_licence": passage.licence}
+    else:
+        metadata["topic"] = str(request.cell.topic)
     if verdict.reason:
         metadata |= {"filter_reason": verdict.reason, "filter_detail": verdict.detail}
     if verdict.reason == "near_duplicate":
