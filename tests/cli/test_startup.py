@@ -33,6 +33,7 @@ COMMANDS = [
     "data decontaminate",
     "data synthesize",
     "data vocabulary",
+    "data mix",
 ]
 HEAVY = [
     "numpy", "rich", "huggingface_hub", "prompt_toolkit", "jinja2", "tokenizers", "sentencepiece", "torch",
