@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import tracemalloc
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,17 @@ def test_long_texts_are_read_to_the_end_in_slices() -> None:
     data, owner = ngrams.pieces(["a", text, "b"])
     assert [len(piece) for piece in data] == [1, ngrams.SLICE, ngrams.SLICE, 1]
     assert owner.tolist() == [0, 1, 1, 2]
+
+
+def test_a_very_long_text_takes_little_more_memory_than_itself(trained: Classifier) -> None:
+    text = "many words of a long book " * 800_000  # 21 MB
+    trained.scores(["warm"])
+    tracemalloc.start()
+    score = trained.scores([text])[0]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * len(text), "hashing all of it at once takes more than thirty times its size"
+    assert score == pytest.approx(trained.scores([text[: len(text) // 3]])[0], abs=0.01)
 
 
 def test_texts_of_one_group_stay_together_whatever_the_order() -> None:

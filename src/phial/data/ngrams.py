@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 GROUPS = ("characters", "words", "pairs", "shapes")
 VERSION = 1  # of the features: a classifier made with others cannot read these
-SLICE = 1 << 20  # bytes of a text that are hashed at once: memory stays bounded, n-grams do not cross the cut
+SLICE = 1 << 18  # bytes of a text that are hashed at once: memory stays bounded, n-grams do not cross the cut
 _PAD = 8  # zero bytes around each text, as many as one load reads
 _GRAM = 5  # bytes in a character n-gram
 

@@ -122,15 +122,15 @@ class Classifier:
     def _means(self, texts: Sequence[str]) -> Sums:
         """The mean weight of the n-grams of each text, by group and class."""
         data, owner = ngrams.pieces(texts)
-        means = np.zeros((len(texts), len(self.scales), len(self.classes)))
-        for group, found in enumerate(ngrams.hashed(data, self.bits)):
-            sums, counts = self._sums(group, found)
-            total = np.zeros((len(texts), len(self.classes)), np.int64)
-            count = np.zeros(len(texts), np.int64)
-            np.add.at(total, owner, sums)
-            np.add.at(count, owner, counts)
-            means[:, group] = total / count[:, None]
-        return means
+        total = np.zeros((len(texts), len(self.scales), len(self.classes)), np.int64)
+        count = np.zeros((len(texts), len(self.scales)), np.int64)
+        for first, some in _batches(data):  # the pieces of a long text one after the other
+            owners = owner[first : first + len(some)]
+            for group, found in enumerate(ngrams.hashed(some, self.bits)):
+                sums, counts = self._sums(group, found)
+                np.add.at(total[:, group], owners, sums)
+                np.add.at(count[:, group], owners, counts)
+        return np.asarray(total / count[:, :, None])
 
     def _sums(self, group: int, found: ngrams.Hashed) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The summed weights of each piece by class, and how many n-grams it has."""
@@ -151,8 +151,8 @@ class Classifier:
         return sums - 128 * counts[:, None], counts
 
 
-def _batches(texts: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
-    """The texts in runs of about _BATCH characters, each with the number of its first."""
+def _batches(texts: Sequence[Any]) -> Iterator[tuple[int, Sequence[Any]]]:
+    """The texts in runs of about _BATCH characters or bytes, each with the number of its first."""
     first, size = 0, 0
     for number, text in enumerate(texts):
         if size and size + len(text) > _BATCH:
