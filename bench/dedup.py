@@ -164,9 +164,9 @@ def benchmark_leaks(told: Sequence[str], pages: Sequence[str], each: int = 600) 
         f"index of {len(items):,} questions: {time.process_time() - start:.1f} s, {index.nbytes / 1e6:.1f} MB, ", end=""
     )
     print(f"{len(index.outside):,} words, {len(index.unmatched)} questions cannot be found")
-    counts = sum((count_texts(index, part) for part in batches(pages)), np.zeros(len(index.grams), np.uint32))
+    counts = np.zeros(len(index.grams), np.uint32)
+    timed("decontaminate, count", len(pages), lambda: [count_texts(index, part, counts) for part in batches(pages)])
     matcher = Matcher(index, 0.5, counts > 10)
-    timed("decontaminate, count", len(pages), lambda: [count_texts(index, part) for part in batches(pages)])
     timed("decontaminate, find", len(pages), lambda: [matcher.find(part) for part in batches(pages)])
     flagged = [index.labels[one.item] for part in batches(pages) for one in matcher.find(part)]
     print(f"clean pages dropped: {len(flagged)} of {len(pages):,}: {', '.join(flagged[:8])}")

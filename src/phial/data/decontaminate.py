@@ -110,9 +110,9 @@ class CountCommon(PipelineStep):
         for document in data:
             batch.append(document.text)
             if len(batch) == _BATCH_DOCUMENTS:
-                counts += count_texts(index, batch)
+                count_texts(index, batch, counts)
                 batch = []
-        counts += count_texts(index, batch)
+        count_texts(index, batch, counts)
         path = _counts_file(self.folder, rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")

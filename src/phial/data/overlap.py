@@ -117,13 +117,13 @@ def are_whole(index: Index, hits: Hits) -> NDArray[np.bool_]:
     return whole
 
 
-def count_texts(index: Index, texts: Sequence[str]) -> NDArray[np.uint32]:
-    """For each n-gram, how many texts have it but not the whole question it is from.
+def count_texts(index: Index, texts: Sequence[str], counts: NDArray[np.uint32] | None = None) -> NDArray[np.uint32]:
+    """For each n-gram, how many texts have it but not the whole question it is from, added to `counts`, in place.
 
     Copies of a question say nothing about how common its words are.
     """
     hits = index.hits(texts)
-    counts = np.zeros(len(index.grams), np.uint32)
+    counts = np.zeros(len(index.grams), np.uint32) if counts is None else counts
     if len(hits.texts):
         keys = hits.texts * len(index.grams) + hits.grams
         counted = np.setdiff1d(keys, keys[are_whole(index, hits)])
