@@ -30,6 +30,8 @@ PERSON = {
 }
 SCHEMAS: list[dict[str, Any]] = [
     {"type": "integer", "minimum": -3, "maximum": 15},
+    {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    {"type": "number", "minimum": 0.25, "maximum": 0.5},
     {"type": "boolean"},
     {"type": "null"},
     {"enum": ["naïve", "Zürich", "東京", "🙂", 'a"b\\c', 3, None, True]},
@@ -280,7 +282,9 @@ def test_a_grammar_is_read_from_a_file(tmp_path: Path, llm: Llama) -> None:
         ("{", "no JSON"), ("[]", "schema"), ({"a": object()}, "no JSON"), ({"type": "string", "format": "zzz"}, "zzz"),
         ({"type": "integer", "minimum": -(2**63), "maximum": 5 - 2**63}, "2.53"), ({"const": 2**60 + 1}, "2.53"),
         ({"type": "number", "maximum": 1e400}, "2.53"), ({"anyOf": [{"type": "null"}] * 1001}, "1002 subschemas"),
-        ({"x-guidance": 3}, "x-guidance"), ({"type": "object", "properties": {"a": False}, "required": ["a"]}, "'a'"),
+        ({"items": {"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}}, "excluded"),
+        ({"type": "number", "minimum": -0.5, "exclusiveMaximum": 0}, "excluded"), ({"x-guidance": 3}, "x-guidance"),
+        ({"type": "object", "properties": {"a": False}, "required": ["a"]}, "'a'"),
     ],
 )  # fmt: skip
 def test_a_schema_that_cannot_be_kept_is_an_error_that_names_what(schema: Any, named: str) -> None:

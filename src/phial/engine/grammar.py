@@ -7,6 +7,7 @@ dialect. Forced tokens are switched off there: where only one text can follow, t
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from os import PathLike
@@ -163,8 +164,23 @@ def _check_numbers(value: object) -> int:
     """How many objects there are; ArgumentError for numbers that llguidance would round, or overflow with."""
     if isinstance(value, (int, float)) and not abs(value) <= LARGEST_NUMBER:
         raise ArgumentError(f"the JSON schema holds the number {value!r}", "numbers up to 2^53 can be kept exactly")
+    if isinstance(value, dict):
+        _check_exclusive(value)
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return isinstance(value, dict) + sum(map(_check_numbers, inner))
+
+
+def _check_exclusive(schema: Mapping[str, Any]) -> None:
+    """Raise ArgumentError for bounds that llguidance gets wrong: above 0 up to 0.5, it lets 0 itself pass."""
+    bounds = {key: schema.get(key) for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")}
+    known = {key: bound for key, bound in bounds.items() if isinstance(bound, (int, float))}
+    low = max((known[key] for key in ("minimum", "exclusiveMinimum") if key in known), default=-math.inf)
+    high = min((known[key] for key in ("maximum", "exclusiveMaximum") if key in known), default=math.inf)
+    if schema.get("type") != "integer" and any("exclusive" in key for key in known) and 0 <= high - low < 1:
+        raise ArgumentError(
+            f"the JSON schema bounds a number to {low} to {high}, one of them excluded",
+            "bounds less than 1 apart can be kept with minimum and maximum only",
+        )
 
 
 def _check_size(n: int, what: str, parts: str) -> None:
