@@ -4,14 +4,16 @@ python bench/data.py CORPUS WORK [--peer PYTHON] [--only speed,whole,peer]
 
 CORPUS is what bench/make_corpus.py made. Speed: the stages over a tenth of the corpus, with one worker and with two, a
 process a stage: documents and megabytes a second by processor time and by the clock, peak memory. Whole: all of it
-once, and then by tier what was kept, the classifier's F1, recall and precision on planted duplicates and leaks, how well
-pages and broken encodings come back. Peer: the same filters and MinHash as plain datatrove runs them (bench/data_peer.py
-with an interpreter that has spaCy). Prints JSON; bench/data_table.py makes tables of it.
+once, and then by tier what was kept, the classifier's F1, recall and precision on planted duplicates and leaks, how
+well pages and broken encodings come back. Peer: the same filters and MinHash as plain datatrove runs them
+(bench/data_peer.py with an interpreter that has spaCy). Prints JSON; bench/data_table.py makes tables of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
 import subprocess
@@ -20,32 +22,33 @@ import time
 from pathlib import Path
 from typing import Any
 
-from phial.data.config import RunConfig, read_config
 from phial.data.decontaminate import DecontaminateConfig, decontaminate_stage
-from phial.data.dedup import dedup_stage
+from phial.data.dedup import DedupConfig, dedup_stage
 from phial.data.filters import CleanConfig, clean_steps
 from phial.data.pipeline import Machines, Phase, run_stage
 from phial.data.quality_steps import QualityConfig
-from phial.data.sources import BadRecords, Sources, find_files
+from phial.data.sources import BadRecords, SourceConfig, Sources, find_files
 from phial.data.stage import StageReader
 
 STAGES = ["01-sources", "02-clean", "03-dedup", "04-quality", "05-decontaminate"]
 TASKS = 8
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def run_one(stage: str, corpus: Path, run: Path, workers: int) -> None:
     """One stage in this process and its workers."""
     folder, place = run / stage, STAGES.index(stage)
-    settings = read_config(corpus / "corpus.toml", RunConfig)
+    named = json.loads((corpus / "corpus.json").read_text())["sources"]
+    sources = [SourceConfig(name=name, paths=(name,), licence=entry["licence"]) for name, entry in named.items()]
     reader: Any = StageReader(run / STAGES[place - 1]) if place else None
     phases: list[Any] = []
     if stage == "01-sources":
-        reader = Sources(settings.sources, find_files(settings.sources, corpus))
+        reader = Sources(sources, find_files(sources, corpus))
         phases = [Phase("read", [BadRecords()], TASKS)]
     elif stage == "02-clean":
         phases = [Phase("filter", clean_steps(CleanConfig()), TASKS)]
     elif stage == "03-dedup":
-        phases = dedup_stage(settings.dedup, folder / "work", TASKS, [source.name for source in settings.sources])
+        phases = dedup_stage(DedupConfig(), folder / "work", TASKS, list(named))
     elif stage == "04-quality":
         phases = [Phase("score", [QualityConfig().step()], TASKS)]
     else:
@@ -56,14 +59,24 @@ def run_one(stage: str, corpus: Path, run: Path, workers: int) -> None:
 
 
 def measured(command: list[str]) -> dict[str, float]:
-    """Runs a command; its seconds by the clock and of processors (children included), and its largest process in MB."""
+    """Runs a command; its seconds by the clock and of processors, and its largest process in MB.
+
+    Workers come from a server process that outlives the command, so this process takes over what the command leaves.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     start = time.monotonic()
     process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed")
-    wall = time.monotonic() - start
-    return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss * 1024 / 1e6}
+    wall = cpu = peak = 0.0
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            number, status, usage = os.wait4(-1, 0)
+            cpu += usage.ru_utime + usage.ru_stime
+            peak = max(peak, usage.ru_maxrss * 1024 / 1e6)
+            if number == process.pid:
+                wall = time.monotonic() - start
+                if status:
+                    raise SystemExit(f"{' '.join(command)} failed")
+    return {"wall": wall, "cpu": cpu, "peak_mb": peak}
 
 
 def stages(corpus: Path, run: Path, workers: int) -> dict[str, Any]:

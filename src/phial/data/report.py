@@ -69,7 +69,8 @@ def read_stages(run: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _records(run: Path) -> Iterator[Path]:
-    yield from sorted(run.glob(f"[0-9][0-9]-*/{STAGE}"))
+    """Of the stages that documents pass through; a mixture makes tokens of them."""
+    yield from (path for path in sorted(run.glob(f"[0-9][0-9]-*/{STAGE}")) if not path.parent.name.endswith("-mix"))
 
 
 def _record(path: Path) -> dict[str, Any]:

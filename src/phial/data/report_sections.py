@@ -298,27 +298,32 @@ def phases(run: Path) -> Section | None:
     found = sorted(run.glob("[0-9][0-9]-mix/plan.json"))
     if not found:
         return None
+    drawn: dict[str, Counter[str]] = {}
+    rows: list[list[str]] = []
     try:
-        plan = json.loads(found[0].read_text("utf-8"))
-        drawn = {
-            str(phase["name"]): {str(row["source"]): int(row["tokens"]) for row in phase["sources"]}
-            for phase in plan["phases"]
-        }
+        for phase in json.loads(found[0].read_text("utf-8"))["phases"]:
+            tokens = drawn.setdefault(str(phase["name"]), Counter())
+            for row in phase["sources"]:
+                tokens[str(row["source"])] += int(row["tokens"])
+                low, high = row.get("min_quality"), row.get("max_quality")
+                scores_ = f"{0 if low is None else low:g} to {5 if high is None else high:g}"
+                scores_ = "any" if low is None and high is None else scores_
+                unique, epochs = count(row["unique_tokens"]), f"{row['epochs']:.2f}"
+                rows.append([phase["name"], row["source"], scores_, unique, epochs, count(row["tokens"])])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{found[0]} is no plan of a mixture: {error}", "run the mix stage again") from error
-    total: Counter[str] = Counter()
-    for sources in drawn.values():
-        total.update(sources)
-    colours = {name: ("k", "d0", "d1", "d2", "d3", "d4", "d5")[i] for i, (name, _) in enumerate(_most(total, 7))}
-    rows = [
-        Bar(
-            phase,
-            [Part(n, colours.get(name, "d6"), f"{name}: {count(n)}") for name, n in _most(Counter(sources), 10**6)],
-            f"{count(sum(sources.values()))} tokens",
-        )
-        for phase, sources in drawn.items()
-    ]
-    entries = [(colour, name) for name, colour in colours.items()]
+        raise FormatError(f"{found[0]} is no plan of a mixture: {error!r}", "run the mix stage again") from error
+    total: Counter[str] = sum(drawn.values(), Counter())
+    palette = ("k", "d0", "d1", "d2", "d3", "d4", "d5")
+    colours = {name: palette[place] for place, (name, _) in enumerate(_most(total, len(palette)))}
+    drawing = []
+    for phase, tokens in drawn.items():
+        parts = [Part(tokens[n], colours.get(n, "d6"), f"{n}: {count(tokens[n])}") for n, _ in _most(total, len(total))]
+        drawing.append(Bar(phase, parts, f"{count(sum(tokens.values()))} tokens"))
+    columns = ["phase", "source", "score", "tokens there", "epochs", "tokens read"]
     return Section(
-        "phases", "Tokens by phase", bars(rows, "tokens by phase and source", names=120), html.legend(entries)
+        "phases",
+        "Tokens by phase",
+        bars(drawing, "tokens by phase and source", names=120),
+        html.legend([(colour, name) for name, colour in colours.items()]),
+        html.table(columns, rows, right=columns[3:]),
     )
