@@ -34,6 +34,7 @@ COMMANDS = [
     "data synthesize",
     "data vocabulary",
     "data mix",
+    "data report",
 ]
 HEAVY = [
     "numpy", "rich", "huggingface_hub", "prompt_toolkit", "jinja2", "tokenizers", "sentencepiece", "torch",

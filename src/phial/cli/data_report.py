@@ -14,7 +14,8 @@ from phial.cli.progress import progress
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as phial data run made it.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", show_default="RUN/report.html")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where the page goes.", show_default="RUN/report.html"),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
