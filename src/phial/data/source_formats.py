@@ -97,7 +97,7 @@ def _opened(path: Path) -> BinaryIO:
 class _Frames(io.RawIOBase):
     """What zstandard frames hold, one after the other; EOFError where the last one is cut short.
 
-    zstandard's own reader ends at the first frame, or with none to say so in the middle of one.
+    zstandard's own reader takes a file that ends in the middle of a frame for a whole one.
     """
 
     def __init__(self, file: BinaryIO) -> None:
