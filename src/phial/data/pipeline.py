@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from datatrove.pipeline.base import PipelineStep
 
+from phial.data import slurm
 from phial.data.stage import STAGE, summary, with_writers, write_json
 from phial.errors import ArgumentError, PhialError
 
@@ -120,6 +121,8 @@ def _clear(folder: Path) -> None:
 
 def _execute(steps: list[PipelineStep], phase: Phase, logs: Path, name: str, machines: Machines) -> None:
     executor = _executor(steps, phase.tasks, logs, name, machines)
+    if machines.executor == "slurm":
+        slurm.refuse_twice(logs, f"{name}, {phase.name}")
     with _progress(f"{name}: {phase.name}", phase.tasks, logs):
         try:
             executor.run()
@@ -133,10 +136,8 @@ def _execute(steps: list[PipelineStep], phase: Phase, logs: Path, name: str, mac
             ) from error
     missing = [rank for rank in range(phase.tasks) if not executor.is_rank_completed(rank)]
     if missing and machines.executor == "slurm":
-        raise PhialError(
-            f"{name}, {phase.name}: {len(missing)} of {phase.tasks} tasks are with Slurm",
-            "run the same command again when they are done; what is finished is not repeated",
-        )
+        slurm.remember(logs, str(executor.job_id))
+        raise slurm.waiting(f"{name}, {phase.name}", f"{len(missing)} of {phase.tasks} tasks")
     if missing:
         raise PhialError(f"{name}, {phase.name}: tasks {missing[:5]} did not finish", f"see {logs}, then run it again")
 
@@ -158,7 +159,7 @@ def _executor(steps: list[PipelineStep], tasks: int, logs: Path, name: str, mach
     if machines.executor == "slurm":
         from datatrove.executor import SlurmPipelineExecutor
 
-        settings = {"time": "04:00:00", "partition": "cpu", **machines.slurm}
+        settings = {"time": "04:00:00", "partition": "cpu", "env_command": slurm.environment(), **machines.slurm}
         return SlurmPipelineExecutor(
             steps, tasks=tasks, workers=workers, logging_dir=str(logs), job_name=name, **settings
         )
