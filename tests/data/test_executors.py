@@ -1,4 +1,4 @@
-"""Slurm writes the files that this machine alone writes, and is not sent the same tasks twice."""
+"""Ray and Slurm write the files that this machine alone writes; Slurm is not sent the same tasks twice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from tests.data.test_pipeline import stage
+from tests.data.test_resume import outputs, write_corpus
 
+from phial.data.run import run_all
 from phial.errors import PhialError
 
 SBATCH = """#!/bin/bash
@@ -61,3 +63,18 @@ def test_a_machine_without_slurm_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PhialError, match="Slurm is not installed"):
         stage(tmp_path / "s", executor="slurm")
+
+
+@pytest.mark.slow
+def test_a_whole_run_on_ray_writes_the_same_files(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    config = write_corpus(tmp_path, documents=60, words=200)
+    local = run_all(config, tmp_path / "local")
+    root = str(Path(__file__).parents[2])
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": f"{root}:{root}/src"}})
+    try:
+        remote = run_all(config, tmp_path / "ray", workers=2, executor="ray")
+    finally:
+        ray.shutdown()
+    assert [result["output_sha256"] for result in remote] == [result["output_sha256"] for result in local]
+    assert outputs(tmp_path / "ray") == outputs(tmp_path / "local")
