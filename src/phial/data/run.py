@@ -16,6 +16,7 @@ from phial.data.dedup import dedup_stage
 from phial.data.filters import clean_inputs, clean_steps
 from phial.data.mixing import mix
 from phial.data.pipeline import Machines, Phase, digest_of, run_stage
+from phial.data.report import write_report
 from phial.data.sources import BadRecords, Sources, find_files
 from phial.data.stage import StageReader
 from phial.errors import ArgumentError
@@ -60,7 +61,7 @@ class Run:
 
 
 def run_all(path: Path, folder: Path, *, workers: int = 1, executor: str = "local") -> list[dict[str, Any]]:
-    """Run the configuration in `path`; the contents of every stage.json.
+    """Run the configuration in `path`, write the report; the contents of every stage.json.
 
     Raises:
         PhialError: the configuration or a source is not right, or a stage failed.
@@ -76,6 +77,7 @@ def run_all(path: Path, folder: Path, *, workers: int = 1, executor: str = "loca
     for name, stage in _STAGES.items():
         if name not in config.skip:
             stage(run)
+    write_report(folder)
     return run.results
 
 
