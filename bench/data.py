@@ -1,12 +1,12 @@
 """The data pipeline on a labelled corpus: speed and memory by stage, and how often it is right.
 
-python bench/data.py CORPUS WORK [--peer PYTHON] [--only speed,whole,peer]
+python bench/data.py CORPUS WORK --small CORPUS [--peer PYTHON] [--only speed,whole,peer]
 
-CORPUS is what bench/make_corpus.py made. Speed: the stages over a tenth of the corpus, with one worker and with two, a
+CORPUS is what bench/make_corpus.py made. Speed: the stages over a smaller corpus, with one worker and with two, a
 process a stage: documents and megabytes a second by processor time and by the clock, peak memory. Whole: all of it
 once, and then by tier what was kept, the classifier's F1, recall and precision on planted duplicates and leaks, how
 well pages and broken encodings come back. Peer: the same filters and MinHash as plain datatrove runs them
-(bench/data_peer.py with an interpreter that has spaCy). Prints JSON; bench/data_table.py makes tables of it.
+(bench/data_peer.py with an interpreter that has spaCy). Prints JSON.
 """
 
 from __future__ import annotations
