@@ -108,9 +108,11 @@ def test_every_planted_fault_is_found_by_its_stage(corpus: Path) -> None:
     assert reasons(run, "05-decontaminate") == {"web.jsonl#2": "contaminated: riddles"}
     kept = [document for path in kept_files(run / "05-decontaminate") for document in read_documents(path)]
     assert len(kept) == 2
-    page = next(document for document in kept if document.metadata["path"] == "notes/page.html#0")
-    assert "Login" not in page.text and "cook@example.org" not in page.text
+    steam = next(document for document in kept if document.metadata["path"] == "notes/page.html#0")
+    assert "Login" not in steam.text and "cook@example.org" not in steam.text
     assert all(0 <= document.metadata["quality"] <= 5 for document in kept)
+    page = (run / "report.html").read_text()
+    assert "contaminated: riddles" in page and "bad-record: not JSON" in page
     for before, after in zip(results, results[1:], strict=False):
         assert before["kept"] == after["documents_in"] == after["kept"] + sum(after["dropped"].values())
 

@@ -33,3 +33,4 @@ def run(
         console.write_json(stages)
     else:
         show_stages(stages)
+        console.note(f"what was kept and dropped, and why: {output / 'report.html'}")
