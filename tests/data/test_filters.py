@@ -90,6 +90,12 @@ def test_a_planted_document_falls_for_its_reason(text: str, reason: str) -> None
     assert clean(text)[0] == reason
 
 
+def test_curly_brackets_can_be_kept() -> None:
+    text = PROSE.replace("body,", "body {x},")
+    reason, doc = clean(text, c4_curly_brackets=False)
+    assert (reason, doc.text) == (None, text)
+
+
 def test_fineweb_reasons() -> None:
     step = heuristics.fineweb_quality(OfflineWords())
     lines = invented(12).splitlines()

@@ -144,3 +144,11 @@ def test_faults_of_a_configuration_are_named(corpus: Path, change: tuple[str, st
         run_all(corpus / "corpus.toml", corpus / "run")
     assert said in raised.value.message
     assert raised.value.hint
+
+
+def test_slurm_is_told_its_partition(corpus: Path) -> None:
+    with pytest.raises(PhialError, match=r"no \[slurm\] table"):
+        run_all(corpus / "corpus.toml", corpus / "run", executor="slurm")
+    (corpus / "corpus.toml").write_text(CONFIG + "[slurm]\npartition = 'p'\n")
+    with pytest.raises(PhialError, match="slurm.time: field required"):
+        run_all(corpus / "corpus.toml", corpus / "run", executor="slurm")

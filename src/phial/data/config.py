@@ -43,6 +43,18 @@ Model = TypeVar("Model", bound=BaseModel)
 StageName = Literal["clean", "dedup", "quality", "decontaminate", "mix"]
 
 
+class SlurmConfig(BaseModel):
+    """What Slurm is asked for; needed with `--executor slurm` alone, and not part of any stage's record."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    partition: str = Field(min_length=1)
+    time: str = Field(min_length=1, description="of a task, as sbatch takes it")
+    qos: str = "normal"
+    cpus_per_task: int = Field(1, ge=1)
+    mem_per_cpu_gb: int = Field(2, ge=1)
+
+
 class RunConfig(BaseModel):
     """All stages of a run."""
 
@@ -56,6 +68,7 @@ class RunConfig(BaseModel):
     dedup: DedupConfig = DedupConfig()
     quality: QualityConfig = QualityConfig()
     decontaminate: DecontaminateConfig = DecontaminateConfig()
+    slurm: SlurmConfig | None = None
     mix: MixConfig | None = Field(None, description="token shards are made where there is this table")
 
     def beside(self, file: Path) -> RunConfig:

@@ -51,6 +51,7 @@ class CleanConfig(BaseModel):
         gopher_letters: count Gopher's 80 % of words with a letter over "words" between white space (the paper), or
             over "tokens", where punctuation marks count too (datatrove).
         c4_end_marks: C4's rule that a line ends in . ! ? or a quote; FineWeb left it out.
+        c4_curly_brackets: C4's rule that a text with a "{" is code; leave it out for manuals and dictionaries.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,6 +71,7 @@ class CleanConfig(BaseModel):
     max_words: int = Field(default=100_000, ge=1)
     gopher_letters: LettersIn = "words"
     c4_end_marks: bool = False
+    c4_curly_brackets: bool = True
 
 
 def clean_steps(config: CleanConfig) -> list[BaseFilter]:
@@ -93,7 +95,9 @@ def clean_steps(config: CleanConfig) -> list[BaseFilter]:
             words, config.gopher_letters, min_doc_words=config.min_words, max_doc_words=config.max_words
         ),
         "repetition": lambda: heuristics.gopher_repetition(words),
-        "c4": lambda: heuristics.c4_quality(words, end_marks=config.c4_end_marks),
+        "c4": lambda: heuristics.c4_quality(
+            words, end_marks=config.c4_end_marks, curly_brackets=config.c4_curly_brackets
+        ),
         "fineweb": lambda: heuristics.fineweb_quality(words),
     }
     return steps + [make() for name, make in chosen.items() if name in config.heuristics]

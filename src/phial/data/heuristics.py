@@ -198,9 +198,13 @@ def gopher_quality(words: WordTokenizer, letters: LettersIn = "words", **thresho
     return GopherQuality(words, letters, **thresholds)
 
 
-def c4_quality(words: WordTokenizer, *, end_marks: bool = False) -> C4Lines:
-    """C4's rules (Raffel et al. 2020, section 2.2); end_marks removes lines that do not end in . ! ? or a quote."""
-    return C4Lines(C4QualityFilter(language=words, filter_no_terminal_punct=end_marks), "c4")
+def c4_quality(words: WordTokenizer, *, end_marks: bool = False, curly_brackets: bool = True) -> C4Lines:
+    """C4's rules (Raffel et al. 2020, section 2.2).
+
+    end_marks removes lines that do not end in . ! ? or a quote, curly_brackets drops texts with a "{".
+    """
+    rules = C4QualityFilter(language=words, filter_no_terminal_punct=end_marks, filter_curly_bracket=curly_brackets)
+    return C4Lines(rules, "c4")
 
 
 def fineweb_quality(words: WordTokenizer) -> FineWeb:

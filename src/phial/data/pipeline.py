@@ -44,7 +44,7 @@ class Machines(NamedTuple):
 
     executor: Executor = "local"
     workers: int = 1
-    slurm: Mapping[str, str] = {}  # time, partition, qos, ... of SlurmPipelineExecutor
+    slurm: Mapping[str, Any] = {}  # time, partition, qos, ... of SlurmPipelineExecutor
 
 
 HERE = Machines()

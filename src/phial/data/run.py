@@ -19,7 +19,7 @@ from phial.data.pipeline import Machines, Phase, digest_of, run_stage
 from phial.data.report import write_report
 from phial.data.sources import BadRecords, Sources, find_files
 from phial.data.stage import StageReader
-from phial.errors import ArgumentError
+from phial.errors import ArgumentError, PhialError
 
 
 class Run:
@@ -72,7 +72,10 @@ def run_all(path: Path, folder: Path, *, workers: int = 1, executor: str = "loca
         raise ArgumentError(f"workers is {workers}", "use 1 or more")
     written = read_config(path, RunConfig)
     config = written.beside(path)
-    run = Run(folder, written, config, Machines(executor, workers))  # type: ignore[arg-type]
+    if executor == "slurm" and config.slurm is None:
+        raise PhialError(f"{path} has no [slurm] table", 'add [slurm] with partition = "..." and time = "04:00:00"')
+    slurm = config.slurm.model_dump() if config.slurm else {}
+    run = Run(folder, written, config, Machines(executor, workers, slurm))  # type: ignore[arg-type]
     _sources(run, path.parent)
     for name, stage in _STAGES.items():
         if name not in config.skip:
