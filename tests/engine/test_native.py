@@ -293,6 +293,7 @@ INTERRUPTED = """
         print(time.time(), flush=True)
         os.kill(os.getpid(), signal.SIGINT)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     s.BATCH_TOKENS = 1024  # a step takes seconds: the core itself must hear the signal
     engine = Engine.open(sys.argv[1], n_threads=2)
     session = engine.session(1 << 14)
