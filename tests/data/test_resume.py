@@ -15,17 +15,20 @@ import pytest
 
 from phial.data.run import run_all
 
-STAGES = ["01-sources", "02-clean", "03-dedup", "04-quality"]
+STAGES = ["01-sources", "02-clean", "03-dedup", "04-quality", "05-decontaminate"]
 CONFIG = """
 tasks = 4
-skip = ["decontaminate", "mix"]
 [[sources]]
 name = "made up"
 paths = ["rows.jsonl"]
 licence = "CC0-1.0"
 [clean]
 languages = []
+[[decontaminate.benchmarks]]
+name = "riddles"
+files = ["riddles.txt"]
 """
+RIDDLE = "Which bird of the marsh builds its nest on floating reeds and carries the young upon its back?"
 BOUND = 32 << 20  # bytes
 
 
@@ -39,7 +42,9 @@ def write_corpus(folder: Path, documents: int, words: int) -> Path:
             if i % 10 != 3:
                 chosen = draw.choices(vocabulary, [40] * 19 + [1] * 3000, k=words)
                 lines = [" ".join(chosen[at : at + 12]).capitalize() + "." for at in range(0, words, 12)]
-            file.write(json.dumps({"text": "\n".join(lines)}) + "\n")
+            text = "\n".join(lines if i != 8 else [*lines, RIDDLE])
+            file.write(json.dumps({"text": text}) + "\n")
+    (folder / "riddles.txt").write_text(RIDDLE + "\n")
     (folder / "corpus.toml").write_text(CONFIG)
     return folder / "corpus.toml"
 
@@ -66,6 +71,7 @@ def test_killed_in_any_stage_it_goes_on_to_the_same_files(tmp_path: Path) -> Non
     config = write_corpus(tmp_path, documents=60, words=200)
     whole = run_all(config, tmp_path / "whole")
     assert whole[2]["dropped"]["duplicate: exact"] == 6 and whole[3]["kept"] == 54, whole
+    assert whole[4]["dropped"] == {"contaminated: riddles": 1}
     for stage in STAGES:
         folder = tmp_path / f"killed in {stage}"
         killed_in(stage, config, folder)
