@@ -19,6 +19,7 @@ import zstandard
 from datatrove.data import Document
 from loguru import logger
 
+from phial.data.compressed import opened
 from phial.errors import FormatError
 
 __all__ = ["Document", "DocumentFile", "document_id", "read_documents"]
@@ -26,7 +27,6 @@ __all__ = ["Document", "DocumentFile", "document_id", "read_documents"]
 logger.disable("datatrove")  # its log goes into the stage's folder; here, so that worker processes are quiet, too
 SUFFIX = ".jsonl.zst"
 _LEVEL = 3
-_CHUNK = 1 << 16
 
 
 def document_id(source: str, text: str) -> str:
@@ -38,24 +38,16 @@ def read_documents(path: Path) -> Iterator[Document]:
     """The documents of one file, streamed. Raises FormatError with the line's number where one is damaged."""
     number = 0
     try:
-        for line in _lines(path):
-            number += 1
-            fields = json.loads(line)
-            yield Document(fields["text"], fields["id"], metadata=fields["metadata"])
-    except (zstandard.ZstdError, ValueError, KeyError, TypeError) as error:
+        with opened(path) as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    raise ValueError("it is cut short")
+                number += 1
+                fields = json.loads(line)
+                yield Document(fields["text"], fields["id"], metadata=fields["metadata"])
+    except (EOFError, zstandard.ZstdError, ValueError, KeyError, TypeError) as error:
         hint = "remove the stage's folder and run it again"
         raise FormatError(f"{path}: damaged after line {number}: {error}", hint) from error
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    """The lines of a compressed file; ValueError where it ends too early, which a plain stream reader passes over."""
-    decoder, rest = zstandard.ZstdDecompressor().decompressobj(), b""
-    with open(path, "rb") as file:
-        while data := file.read(_CHUNK):
-            *lines, rest = (rest + decoder.decompress(data)).split(b"\n")
-            yield from lines
-    if not decoder.eof or rest:
-        raise ValueError("it is cut short")
 
 
 class DocumentFile:

@@ -16,12 +16,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import zstandard
+
 from phial.data.annotate import Text, group_of
+from phial.data.compressed import opened
 from phial.data.quality import MAX_SCORE
 from phial.data.quality_training import Labelled
 from phial.errors import PhialError
 
-_CHUNK = 1 << 16
 _ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
 
@@ -117,41 +119,14 @@ def _written(path: Path) -> Iterator[IO[str]]:
         if path.name.endswith(".gz"):
             raw = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
         elif path.name.endswith(".zst"):
-            raw = stack.enter_context(_zstandard(path).ZstdCompressor().stream_writer(raw))
+            raw = stack.enter_context(zstandard.ZstdCompressor().stream_writer(raw))
         yield stack.enter_context(io.TextIOWrapper(raw, "utf-8", newline="\n"))
 
 
 def _lines(path: Path) -> Iterator[bytes]:
     """The lines of a file; ValueError where a compressed one is damaged or ends too early."""
-    if not path.name.endswith(".zst"):
-        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-            try:
-                yield from file
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise ValueError(str(error)) from None
-        return
-    zstandard = _zstandard(path)
-    decoder, rest = zstandard.ZstdDecompressor().decompressobj(), b""
-    with path.open("rb") as file:
-        while data := file.read(_CHUNK):
-            while data:
-                if decoder.eof:  # files may be several put together
-                    decoder = zstandard.ZstdDecompressor().decompressobj()
-                try:
-                    *lines, rest = (rest + decoder.decompress(data)).split(b"\n")
-                except zstandard.ZstdError as error:
-                    raise ValueError(str(error)) from None
-                yield from lines
-                data = decoder.unused_data
-    if not decoder.eof:
-        raise ValueError("it is cut short")
-    if rest:
-        yield rest
-
-
-def _zstandard(path: Path) -> Any:
     try:
-        import zstandard
-    except ImportError:
-        raise PhialError(f"{path} needs zstandard", "pip install 'phial[data]'") from None
-    return zstandard
+        with opened(path) as file:
+            yield from file
+    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise ValueError(str(error)) from None

@@ -6,16 +6,16 @@ rest is read on, as far as the format allows.
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import zstandard
+
+from phial.data.compressed import opened
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "txt": (".txt", ".text"),
@@ -27,7 +27,6 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 SINGLE = ("txt", "md", "html")  # a file is a document
 BAD = "bad_record"
-_COMPRESSED = 1 << 13  # bytes decompressed at once
 _LONGEST = 64 << 20  # bytes of a record; a longer one is bad, not a reason to run out of memory
 
 
@@ -87,49 +86,8 @@ def decoded(data: bytes) -> str:
         return data.decode("cp1252", "replace")
 
 
-def _opened(path: Path) -> BinaryIO:
-    if path.name.endswith(".gz"):
-        return gzip.open(path)  # type: ignore[return-value]
-    file = open(path, "rb")
-    return io.BufferedReader(_Frames(file)) if path.name.endswith(".zst") else file
-
-
-class _Frames(io.RawIOBase):
-    """What zstandard frames hold, one after the other; EOFError where the last one is cut short.
-
-    zstandard's own reader takes a file that ends in the middle of a frame for a whole one.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._rest, self._ready = file, b"", b""
-        self._decoder: Any = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            data = self._rest or self._file.read(_COMPRESSED)
-            if not data:
-                if self._decoder is not None:
-                    raise EOFError("the file is cut short")
-                return 0
-            if self._decoder is None:
-                self._decoder = zstandard.ZstdDecompressor().decompressobj()
-            self._ready, self._rest = self._decoder.decompress(data), b""
-            if self._decoder.eof:
-                self._rest, self._decoder = self._decoder.unused_data, None
-        taken = self._ready[: len(buffer)]
-        buffer[: len(taken)], self._ready = taken, self._ready[len(taken) :]
-        return len(taken)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
 def _jsonl(path: Path, text_key: str, url_key: str) -> Iterator[Callable[[], Record]]:
-    with _opened(path) as file:
+    with opened(path) as file:
         while line := file.readline(_LONGEST):
             if len(line) == _LONGEST and not line.endswith(b"\n"):
                 while (rest := file.readline(_LONGEST)) and not rest.endswith(b"\n"):
