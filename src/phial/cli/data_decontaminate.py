@@ -9,6 +9,7 @@ import typer
 
 from phial.cli import console, options
 from phial.cli.data_dedup import Folder, Output, Workers
+from phial.cli.data_stages import named_files
 
 if TYPE_CHECKING:
     from phial.data.benchmarks import Benchmark
@@ -59,11 +60,8 @@ def decontaminate(
 
 def _benchmark(told: str) -> Benchmark:
     from phial.data.benchmarks import Benchmark
-    from phial.errors import ArgumentError
 
-    name, _, files = told.partition("=")
-    if not name or not files:
-        raise ArgumentError(f"--benchmark {told}", "give NAME=FILES, such as gsm8k=bench/gsm8k/*.jsonl")
+    name, files = named_files(told)
     return Benchmark(name=name, files=(files,))
 
 

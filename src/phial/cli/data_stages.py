@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from phial.cli import console
-from phial.errors import PhialError
+from phial.errors import ArgumentError, PhialError
 
 _NEEDED = ("datatrove", "pydantic", "zstandard")
 
@@ -17,6 +17,14 @@ def require_data() -> None:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise PhialError(f"{', '.join(missing)} is needed to prepare data", "pip install 'phial[data]'")
+
+
+def named_files(told: str) -> tuple[str, str]:
+    """The two parts of --benchmark NAME=FILES. Raises ArgumentError."""
+    name, _, files = told.partition("=")
+    if not name or not files:
+        raise ArgumentError(f"--benchmark {told}", "give NAME=FILES, such as gsm8k=bench/gsm8k/*.jsonl")
+    return name, files
 
 
 def show_stages(stages: Sequence[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phial.cli import console, loading, options
+from phial.cli.data_stages import named_files
 from phial.cli.progress import progress
 from phial.errors import ArgumentError
 
@@ -130,9 +131,7 @@ def _requests(asked: Sequence[str]) -> dict[str, int]:
 
 def _benchmark(told: str) -> dict[str, Any]:
     """{"name", "files"} of NAME=FILES. Raises ArgumentError."""
-    name, _, files = told.partition("=")
-    if not name or not files:
-        raise ArgumentError(f"--benchmark {told}", "NAME=FILES, such as gsm8k=bench/gsm8k/*.jsonl")
+    name, files = named_files(told)
     return {"name": name, "files": [files]}
 
 

@@ -61,7 +61,6 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tasks: int = Field(8, ge=1, le=100_000, description="shares of the corpus; decides which document is in which file")
-    seed: int = Field(0, ge=0)
     skip: tuple[StageName, ...] = ()
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     clean: CleanConfig = CleanConfig()

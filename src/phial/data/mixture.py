@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from phial.data.tokens import Part
+from phial.data.word_hashes import mix
 from phial.errors import PhialError
 
 UNUSED, VALIDATION = -1, -2
@@ -150,10 +151,7 @@ class Plan(NamedTuple):
 def hashes(keys: NDArray[Any], seed: int, purpose: str) -> NDArray[np.uint64]:
     """64 bits for each document, independent from purpose to purpose (splitmix64's finish over the salted key)."""
     salt = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
-    x = keys.astype(np.uint64) ^ np.frombuffer(salt, "<u8")
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    return np.asarray(x ^ (x >> np.uint64(31)), np.uint64)
+    return mix(keys.astype(np.uint64) ^ np.frombuffer(salt, "<u8"))
 
 
 def unit(values: NDArray[np.uint64]) -> NDArray[np.float64]:

@@ -22,7 +22,8 @@ from typing import Any, Literal, NamedTuple
 from datatrove.pipeline.base import PipelineStep
 
 from phial.data import slurm
-from phial.data.stage import STAGE, summary, with_writers, write_json
+from phial.data.document import hash_file
+from phial.data.stage import STAGE, output_digest, summary, with_writers, write_json
 from phial.errors import ArgumentError, PhialError
 
 Executor = Literal["local", "ray", "slurm"]
@@ -100,7 +101,7 @@ def _finished(folder: Path, record: dict[str, Any]) -> dict[str, Any] | None:
     found = _read(folder / STAGE)
     if not isinstance(found, dict) or found.pop("record", None) != record:
         return None
-    return found if summary(folder)["output_sha256"] == found["output_sha256"] else None
+    return found if output_digest(folder) == found["output_sha256"] else None
 
 
 def _read(path: Path) -> Any:
@@ -198,7 +199,5 @@ def digest_of(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        with open(path, "rb") as file:
-            while data := file.read(1 << 20):
-                digest.update(data)
+        hash_file(path, digest)
     return digest.hexdigest()

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from phial.data.document import hash_file
 from phial.data.stage import write_json
 from phial.errors import ArgumentError, FormatError
 
@@ -244,7 +245,5 @@ class ShardReader:
 def sha256_of(path: Path) -> str:
     """sha256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
+    hash_file(path, digest)
     return digest.hexdigest()

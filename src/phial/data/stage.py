@@ -19,7 +19,7 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from phial.data.document import SUFFIX, Document, DocumentFile, read_documents
+from phial.data.document import SUFFIX, Document, DocumentFile, hash_file, read_documents
 from phial.errors import PhialError
 
 STAGE = "stage.json"
@@ -145,7 +145,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "kept": kept,
         "dropped": dict(sorted(dropped.items())),
         "by_source": dict(sorted(sources.items())),
-        "output_sha256": _digest(folder),
+        "output_sha256": output_digest(folder),
     }
 
 
@@ -157,11 +157,10 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(partial, path)
 
 
-def _digest(folder: Path) -> str:
+def output_digest(folder: Path) -> str:
+    """sha256 over the names and bytes of all that a stage kept and dropped."""
     digest = hashlib.sha256()
     for path in [*sorted((folder / "kept").glob("*" + SUFFIX)), *dropped_files(folder)]:
-        with open(path, "rb") as file:
-            digest.update(path.relative_to(folder).as_posix().encode())
-            while data := file.read(1 << 20):
-                digest.update(data)
+        digest.update(path.relative_to(folder).as_posix().encode())
+        hash_file(path, digest)
     return digest.hexdigest()
