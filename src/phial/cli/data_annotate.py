@@ -41,14 +41,11 @@ def annotate(
     require_data()
     from phial.data import annotate as labelling
     from phial.data.labels import read_texts
-    from phial.engine.language_model import open_language_model
 
     rules = labelling.RUBRIC if rubric is None else rubric.read_text("utf-8")
     chosen = labelling.sample(read_texts(documents), sample, seed)
-    name = model if model.startswith(("http://", "https://")) else loading.model_file(model)
-    judge = open_language_model(name, n_threads=threads)
     try:
-        with progress("first document", len(chosen)) as show:
+        with loading.language_model(model, threads) as judge, progress("first document", len(chosen)) as show:
             done = labelling.annotate(chosen, judge, answers, rubric=rules, max_characters=max_characters, show=show)
     except KeyboardInterrupt:
         console.note(f"stopped; the same command goes on from {answers}")

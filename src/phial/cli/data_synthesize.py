@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,7 @@ from phial.cli.progress import progress
 from phial.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from phial.language_model import LanguageModel
+    pass
 
 
 def synthesize(
@@ -90,32 +89,15 @@ def _run(
     from phial.data.synthesize import checked_config, load_config, plan, synthesize
 
     checked = checked_config((load_config(config) if config else {}) | settings)
-    if workers > 1 and not _is_endpoint(teacher):
+    if workers > 1 and not loading.is_endpoint(teacher):
         raise ArgumentError(f"--workers {workers} with a model on this machine", "it answers one request at a time")
     total = len(plan(checked, teacher))  # a mistake in the configuration is told before the model is loaded
-    with _teacher(teacher, threads) as model, progress("first answer", total) as show:
+    with loading.language_model(teacher, threads) as model, progress("first answer", total) as show:
         try:
             return synthesize(checked, model, output, workers=workers, show=show)
         except KeyboardInterrupt:
             console.note(f"stopped; the same command goes on from {output}")
             raise
-
-
-def _is_endpoint(teacher: str) -> bool:
-    return teacher.startswith(("http://", "https://"))
-
-
-@contextlib.contextmanager
-def _teacher(teacher: str, threads: int | None) -> Iterator[LanguageModel]:
-    from phial.engine.language_model import open_language_model
-
-    name = teacher if _is_endpoint(teacher) else loading.model_file(teacher)
-    model = open_language_model(name, n_threads=threads)
-    try:
-        yield model
-    finally:
-        if close := getattr(model, "close", None):  # an endpoint has nothing to free
-            close()
 
 
 def _requests(asked: Sequence[str]) -> dict[str, int]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from phial.config import ModelConfig
     from phial.engine.adapters import LoadedAdapter
     from phial.engine.engine import Engine
+    from phial.language_model import LanguageModel
     from phial.tokenizer.tokenizer import Tokenizer
 
 _USUAL_CONTEXT = 4096  # enough for a chat; a 128k context would let one runaway answer fill the memory
@@ -125,3 +126,21 @@ def speculation(
     with engine(draft, threads, "f16", keep_prefixes=False) as small:
         check_same_vocabulary(engine_, small)
         yield {"drafter": DraftModel(small, context_size(engine_.config, ctx))}
+
+
+def is_endpoint(model: str) -> bool:
+    """Whether a model is named by an address: https://host/v1#model."""
+    return model.startswith(("http://", "https://"))
+
+
+@contextlib.contextmanager
+def language_model(model: str, threads: int | None) -> Iterator[LanguageModel]:
+    """A teacher or judge by name, path or address, freed at the end."""
+    from phial.engine.language_model import open_language_model
+
+    opened = open_language_model(model if is_endpoint(model) else model_file(model), n_threads=threads)
+    try:
+        yield opened
+    finally:
+        if close := getattr(opened, "close", None):  # an endpoint has nothing to free
+            close()

@@ -20,11 +20,10 @@ stages out, and decontamination runs only where benchmarks are named.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from phial.data.decontaminate import DecontaminateConfig
 from phial.data.dedup import DedupConfig
@@ -32,14 +31,7 @@ from phial.data.filters import CleanConfig
 from phial.data.mixture import MixConfig
 from phial.data.quality_steps import QualityConfig
 from phial.data.sources import SourceConfig
-from phial.errors import PhialError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-Model = TypeVar("Model", bound=BaseModel)
 StageName = Literal["clean", "dedup", "quality", "decontaminate", "mix"]
 
 
@@ -85,37 +77,3 @@ class RunConfig(BaseModel):
                 "mix": self.mix and self.mix.beside(file),
             }
         )
-
-
-def read_config(path: Path, kind: type[Model]) -> Model:
-    """Read a TOML file. Raises PhialError with the key where it is not right."""
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise PhialError(f"there is no {path}", "name a TOML file; docs/concepts/data.md has one") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise PhialError(f"{path} is no TOML file: {error}", "see docs/concepts/data.md for an example") from error
-    return checked(kind, table, str(path))
-
-
-def checked(kind: type[Model], table: dict[str, Any], where: str) -> Model:
-    """A configuration from a table. Raises PhialError with the first key that is wrong."""
-    try:
-        return kind.model_validate(table)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the whole"
-        value = "" if first["type"] in ("missing", "extra_forbidden") else f" ({first.get('input')!r})"
-        what = "is not known" if first["type"] == "extra_forbidden" else first["msg"].lower()
-        raise PhialError(f"{where}: {key}{value}: {what}", _hint(kind, first["loc"])) from error
-
-
-def _hint(kind: type[BaseModel], loc: tuple[Any, ...]) -> str:
-    """The keys there are, at the level of the one that is wrong."""
-    model: Any = kind
-    for part in loc[:-1]:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is not None:
-            options = [field.annotation, *getattr(field.annotation, "__args__", ())]
-            model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
-    return "keys: " + ", ".join(model.model_fields)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from phial.data.config import read_config
+from phial.data.config_file import read_config
 from phial.data.mixture import (
     VALIDATION,
     MixConfig,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from typing import TypeVar
 
+from phial.data.progress import bar
 from phial.errors import ArgumentError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, label: str) -> list[Result]:
@@ -23,35 +23,24 @@ def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], workers: in
     """
     if workers < 1:
         raise ArgumentError(f"workers is {workers}", "use 1 or more")
-    with _bar(label, len(jobs)) as advance:
+    with bar(label, len(jobs)) as show:
         if workers == 1 or len(jobs) < 2:
-            return [advance(function(job)) for job in jobs]
+            return list(_shown(map(function, jobs), show))
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
             futures = [pool.submit(function, job) for job in jobs]
             try:
-                for future in as_completed(futures):
-                    advance(future.result())
+                for future in _shown(as_completed(futures), show):
+                    future.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
             return [future.result() for future in futures]
 
 
-@contextmanager
-def _bar(label: str, total: int) -> Iterator[Callable[[Result], Result]]:
-    """A function that moves the bar on stderr by one and gives its argument back; no bar where there is no terminal."""
-    if not sys.stderr.isatty():
-        yield lambda result: result
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task(label, total=total)
-
-        def advance(result: Result) -> Result:
-            progress.advance(task)
-            return result
-
-        yield advance
+def _shown(done: Iterable[Item], show: Callable[[int], None] | None) -> Iterator[Item]:
+    """The same, each counted as it comes."""
+    for number, item in enumerate(done, 1):
+        if show is not None:
+            show(number)
+        yield item

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from phial.data import slurm
 from phial.data.document import hash_file
+from phial.data.progress import bar
 from phial.data.stage import STAGE, output_digest, summary, with_writers, write_json
 from phial.errors import ArgumentError, PhialError
 
@@ -169,20 +169,19 @@ def _executor(steps: list[PipelineStep], tasks: int, logs: Path, name: str, mach
 
 @contextmanager
 def _progress(label: str, tasks: int, logs: Path) -> Iterator[None]:
-    """A bar on stderr, moved by the tasks that are finished; nothing where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-    from rich.progress import Progress
+    """A bar moved by the tasks that are finished, in whatever process."""
+    with bar(label, tasks) as show:
+        if show is None:
+            yield
+            return
+        over = threading.Event()
 
-    over = threading.Event()
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=tasks)
+        def count() -> None:
+            show(len(list((logs / "completions").glob("*"))))
 
         def watch() -> None:
             while not over.wait(0.2):
-                bar.update(task, completed=len(list((logs / "completions").glob("*"))))
+                count()
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
@@ -191,7 +190,7 @@ def _progress(label: str, tasks: int, logs: Path) -> Iterator[None]:
         finally:
             over.set()
             watcher.join()
-            bar.update(task, completed=len(list((logs / "completions").glob("*"))))
+            count()
 
 
 def digest_of(files: Sequence[Path]) -> str:

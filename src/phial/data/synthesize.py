@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from phial.data.benchmarks import Benchmark, read_items
 from phial.data.checks import Bounds, Verdict, judge
+from phial.data.config_file import read_toml
 from phial.data.document import Document
 from phial.data.near_duplicates import Accepted
 from phial.data.overlap import Matcher
@@ -34,7 +35,7 @@ from phial.data.request_journal import RequestJournal, digest
 from phial.data.sandbox import Limits, Outcome, run_exercise
 from phial.data.synthesis_report import OutputFiles, Tally
 from phial.data.synthetic_kinds import KIND_NAMES, KINDS, Kind, KindName
-from phial.data.topics import Cell, load_topics, read_toml
+from phial.data.topics import Cell, load_topics
 from phial.errors import PhialError
 from phial.language_model import LanguageModel, Reply
 

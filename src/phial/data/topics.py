@@ -10,18 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from phial.data.config_file import read_toml
 from phial.errors import PhialError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _BUILT_IN = Path(__file__).with_name("topics.toml")
 
@@ -91,14 +86,6 @@ def load_topics(path: Path | None = None) -> TopicTree:
     if twice := sorted({path for path in paths if paths.count(path) > 1}):
         raise PhialError(f"{name} has the topic {' / '.join(twice[0])} twice", "remove one")
     return TopicTree(topics, audiences, styles)
-
-
-def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The tables of a TOML file. Raises PhialError that calls the file no `what` where it is none."""
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PhialError(f"{path} is no {what}: {error}", "it is a TOML file in UTF-8") from None
 
 
 def _leaves(table: dict[str, Any], path: tuple[str, ...], python: bool, name: str) -> Iterator[Topic]:

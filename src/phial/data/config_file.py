@@ -1,0 +1,56 @@
+"""Configurations from TOML files: read, checked against a model, and the first key that is wrong named."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from phial.errors import PhialError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_toml(path: Path, what: str = "TOML file") -> dict[str, Any]:
+    """The tables of a TOML file. Raises PhialError that calls the file no `what` where it is none."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise PhialError(f"there is no {path}", "name a TOML file; docs/concepts/data.md has one") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise PhialError(f"{path} is no {what}: {error}", "see docs/concepts/data.md for an example") from error
+
+
+def read_config(path: Path, kind: type[Model]) -> Model:
+    """Read a TOML file. Raises PhialError with the key where it is not right."""
+    return checked(kind, read_toml(path), str(path))
+
+
+def checked(kind: type[Model], table: dict[str, Any], where: str) -> Model:
+    """A configuration from a table. Raises PhialError with the first key that is wrong."""
+    try:
+        return kind.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the whole"
+        value = "" if first["type"] in ("missing", "extra_forbidden") else f" ({first.get('input')!r})"
+        what = "is not known" if first["type"] == "extra_forbidden" else first["msg"].lower()
+        raise PhialError(f"{where}: {key}{value}: {what}", _hint(kind, first["loc"])) from error
+
+
+def _hint(kind: type[BaseModel], loc: tuple[Any, ...]) -> str:
+    """The keys there are, at the level of the one that is wrong."""
+    model: Any = kind
+    for part in loc[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is not None:
+            options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+            model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
+    return "keys: " + ", ".join(model.model_fields)
