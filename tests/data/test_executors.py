@@ -76,5 +76,6 @@ def test_a_whole_run_on_ray_writes_the_same_files(tmp_path: Path) -> None:
         remote = run_all(config, tmp_path / "ray", workers=2, executor="ray")
     finally:
         ray.shutdown()
-    assert [result["output_sha256"] for result in remote] == [result["output_sha256"] for result in local]
+    assert [result["output_sha256"] for result in remote[:5]] == [result["output_sha256"] for result in local[:5]]
+    assert remote[5] == local[5]
     assert outputs(tmp_path / "ray") == outputs(tmp_path / "local")

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from phial.data.run import run_all
+from phial.data.vocabulary import write_vocabulary
 
-STAGES = ["01-sources", "02-clean", "03-dedup", "04-quality", "05-decontaminate"]
+STAGES = ["01-sources", "02-clean", "03-dedup", "04-quality", "05-decontaminate", "06-mix"]
 CONFIG = """
 tasks = 4
 [[sources]]
@@ -27,6 +28,13 @@ languages = []
 [[decontaminate.benchmarks]]
 name = "riddles"
 files = ["riddles.txt"]
+[mix]
+tokenizer = "vocabulary"
+validation = 0.1
+shard_tokens = 2048
+[[mix.phases]]
+name = "one"
+sources = [{ source = "made up" }]
 """
 RIDDLE = "Which bird of the marsh builds its nest on floating reeds and carries the young upon its back?"
 BOUND = 32 << 20  # bytes
@@ -44,22 +52,28 @@ def write_corpus(folder: Path, documents: int, words: int) -> Path:
                 lines = [" ".join(chosen[at : at + 12]).capitalize() + "." for at in range(0, words, 12)]
             text = "\n".join(lines if i != 8 else [*lines, RIDDLE])
             file.write(json.dumps({"text": text}) + "\n")
+    write_vocabulary([" ".join(vocabulary)], 300, folder / "vocabulary")
     (folder / "riddles.txt").write_text(RIDDLE + "\n")
     (folder / "corpus.toml").write_text(CONFIG)
     return folder / "corpus.toml"
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
-    """Every file of kept and dropped documents."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.zst")}
+    """Every file of kept and dropped documents, and of the token shards."""
+    files = [
+        *folder.rglob("*.zst"),
+        *(p for name in ("one", "validation") for p in (folder / "06-mix" / name).iterdir()),
+    ]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def killed_in(stage: str, config: Path, folder: Path) -> None:
-    """Run in a process of its own, killed as soon as this stage has written a file of documents."""
+    """Run in a process of its own, killed as soon as this stage has written a file of documents or of tokens."""
     code = "import sys; from pathlib import Path; from phial.data.run import run_all; run_all(*map(Path, sys.argv[1:]))"
     process = subprocess.Popen([sys.executable, "-c", code, str(config), str(folder)], start_new_session=True)
     try:
-        while process.poll() is None and not any((folder / stage / "logs").rglob("completions/*")):
+        written = [(folder / stage / "logs", "completions/*"), (folder / stage / "one", "*.tokens*")]
+        while process.poll() is None and not any(any(place.rglob(names)) for place, names in written):
             time.sleep(0.001)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -75,9 +89,11 @@ def test_killed_in_any_stage_it_goes_on_to_the_same_files(tmp_path: Path) -> Non
     for stage in STAGES:
         folder = tmp_path / f"killed in {stage}"
         killed_in(stage, config, folder)
-        assert not (folder / stage / "stage.json").exists(), "the kill came too late to show anything"
+        end = "plan.json" if stage == "06-mix" else "stage.json"
+        assert not (folder / stage / end).exists(), "the kill came too late to show anything"
         again = run_all(config, folder)
-        assert [result["output_sha256"] for result in again] == [result["output_sha256"] for result in whole]
+        assert [result["output_sha256"] for result in again[:5]] == [result["output_sha256"] for result in whole[:5]]
+        assert again[5] == whole[5]
         assert outputs(folder) == outputs(tmp_path / "whole")
 
 
