@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROWS = [
-    {"config", "threads", "language_model"},
+    {"config", "config_file", "threads", "language_model"},
     {"tokenizer", "hf", "hub", "manifest"},
     {"model", "gguf"},
     {"engine", "train", "eval", "data"},

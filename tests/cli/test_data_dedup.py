@@ -13,7 +13,8 @@ from tests.cli.conftest import Phial
 from tests.data import leaks, planted
 
 from phial.data.document import read_documents
-from phial.data.stage import Keep, dropped_files, summary, write_json
+from phial.data.stage import Keep, dropped_files, summary
+from phial.manifest import write_json
 
 
 def finished(folder: Path, documents: Sequence[Document], tasks: int = 2) -> Path:

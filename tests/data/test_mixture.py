@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from phial.data.config_file import checked
+from phial.config_file import checked
 from phial.data.document import Document, DocumentFile
 from phial.data.mixing import mix
 from phial.data.mixture import MixConfig

@@ -18,8 +18,9 @@ from phial.data.document import Document, DocumentFile
 from phial.data.report import write_report
 from phial.data.report_charts import share, shown, size
 from phial.data.report_counts import Groups, Samples, count_run, length_bin, threshold_bucket
-from phial.data.stage import Counted, summary, write_json
+from phial.data.stage import Counted, summary
 from phial.errors import FormatError, PhialError
+from phial.manifest import write_json
 
 HOSTILE = '</pre></div><script>alert(1)</script><img src=x onerror="alert(2)"><a href="javascript:x">x</a>&lt;b&gt;'
 

@@ -69,7 +69,7 @@ def clean(
 
 def _settings(path: Path | None, language: str | None, secrets: str | None) -> CleanConfig:
     """The file's settings, changed by the flags that were given."""
-    from phial.data.config_file import checked, read_config
+    from phial.config_file import checked, read_config
     from phial.data.filters import CleanConfig
 
     settings = CleanConfig() if path is None else read_config(path, CleanConfig)

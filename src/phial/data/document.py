@@ -34,13 +34,6 @@ def document_id(source: str, text: str) -> str:
     return hashlib.sha256(f"{source}\0{text}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def hash_file(path: Path, digest: hashlib._Hash) -> None:
-    """Feed a file's bytes to a digest, a megabyte at a time."""
-    with open(path, "rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-
-
 def read_documents(path: Path) -> Iterator[Document]:
     """The documents of one file, streamed. Raises FormatError with the line's number where one is damaged."""
     number = 0

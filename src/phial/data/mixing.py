@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from phial.data.config_file import read_config
+from phial.config_file import read_config
 from phial.data.mixture import (
     VALIDATION,
     MixConfig,
@@ -37,10 +37,11 @@ from phial.data.mixture import (
     unit,
 )
 from phial.data.parallel import run_jobs
-from phial.data.shards import ShardWriter, sha256_of, write_index
-from phial.data.stage import kept_files, write_json
+from phial.data.shards import ShardWriter, write_index
+from phial.data.stage import kept_files
 from phial.data.tokens import Part, open_tokenizer, tokenise
 from phial.errors import PhialError
+from phial.manifest import sha256_of, write_json
 
 PLAN = "plan.json"
 _VALIDATION = "validation"

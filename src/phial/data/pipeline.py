@@ -21,10 +21,10 @@ from typing import Any, Literal, NamedTuple
 from datatrove.pipeline.base import PipelineStep
 
 from phial.data import slurm
-from phial.data.document import hash_file
 from phial.data.progress import bar
-from phial.data.stage import STAGE, output_digest, summary, with_writers, write_json
+from phial.data.stage import STAGE, output_digest, summary, with_writers
 from phial.errors import ArgumentError, PhialError
+from phial.manifest import hash_file, write_json
 
 Executor = Literal["local", "ray", "slurm"]
 _RECORD = "record.json"  # of the run under way

@@ -10,8 +10,8 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 from pydantic import BaseModel
 
+from phial.config_file import read_config
 from phial.data.config import RunConfig
-from phial.data.config_file import read_config
 from phial.data.decontaminate import decontaminate_stage
 from phial.data.dedup import dedup_stage
 from phial.data.filters import clean_inputs, clean_steps

@@ -20,9 +20,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from phial.data.document import hash_file
-from phial.data.stage import write_json
 from phial.errors import ArgumentError, FormatError
+from phial.manifest import sha256_of, write_json
 
 VERSION = 1
 INDEX = "index.json"
@@ -240,10 +239,3 @@ class ShardReader:
                     raise FormatError(
                         f"{path} was altered: sha256 {found[:12]}, the index says {wanted[:12]}", "mix the corpus again"
                     )
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    hash_file(path, digest)
-    return digest.hexdigest()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +18,9 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from phial.data.document import SUFFIX, Document, DocumentFile, hash_file, read_documents
+from phial.data.document import SUFFIX, Document, DocumentFile, read_documents
 from phial.errors import PhialError
+from phial.manifest import hash_file, write_json
 
 STAGE = "stage.json"
 
@@ -147,14 +147,6 @@ def summary(folder: Path) -> dict[str, Any]:
         "by_source": dict(sorted(sources.items())),
         "output_sha256": output_digest(folder),
     }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON to a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1) + "\n", "utf-8")
-    os.replace(partial, path)
 
 
 def output_digest(folder: Path) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from phial.data.document import SUFFIX, Document, DocumentFile
-from phial.data.stage import STAGE, Counted, summary, write_json
+from phial.data.stage import STAGE, Counted, summary
 from phial.language_model import Reply
+from phial.manifest import write_json
 
 
 class Tally:

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from phial.config_file import read_toml
 from phial.data.benchmarks import Benchmark, read_items
 from phial.data.checks import Bounds, Verdict, judge
-from phial.data.config_file import read_toml
 from phial.data.document import Document
 from phial.data.near_duplicates import Accepted
 from phial.data.overlap import Matcher

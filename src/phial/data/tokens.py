@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from phial.data.document import read_documents
 from phial.data.parallel import run_jobs
-from phial.data.shards import HashedFile, document_key, sha256_of, token_type
-from phial.data.stage import write_json
+from phial.data.shards import HashedFile, document_key, token_type
 from phial.errors import ArgumentError, PhialError
 from phial.gguf.container import read_gguf
 from phial.gguf.hf_tokenizer import read_hf_tokenizer
 from phial.hf.folder import read_json
+from phial.manifest import sha256_of, write_json
 from phial.tokenizer.tokenizer import Tokenizer
 from phial.tokenizer.vocabulary import Vocabulary, read_vocabulary
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from phial.data.config_file import read_toml
+from phial.config_file import read_toml
 from phial.errors import PhialError
 
 _BUILT_IN = Path(__file__).with_name("topics.toml")

@@ -9,7 +9,7 @@ Shapes: B rows, T tokens, D model width, H query heads, K key heads, C head widt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from phial.model.masks import KeyMask
 from phial.model.places import token_places
 from phial.model.rope import Tables, rotary_tables, rotate
 
+Head = Callable[[Tensor, Tensor], Any]
 INITIAL_STD = 0.02  # Phi-3's initializer_range
 
 
@@ -163,22 +164,28 @@ class Transformer(nn.Module):
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.n_embd, config.n_vocab, bias=False)
         self.apply(initialise)
 
-    def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None, documents: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        lengths: Sequence[int] | None = None,
+        documents: Tensor | None = None,
+        head: Head | None = None,
+    ) -> Any:
         """Logits, (B, T, V), of rows of token ids, (B, T).
 
         Args:
             lengths: real tokens of each row, the rest being padding on the right, whose logits mean nothing; None: all.
             documents: for rows that hold several documents, the document of each token, (B, T) integers: each run of
                 equal ids is one. Tokens see their own document alone, and their positions begin with it.
+            head: what to return instead of logits, made of hidden states (B, T, D) and the output matrix (V, D): a loss
+                that never holds all logits, or the hidden states themselves.
 
         Each row's, and each document's, LongRoPE factors follow from its own length. Raises ArgumentError if lengths or
         documents do not fit the tokens, or where both are given.
         """
         x: Tensor = self.model(tokens, lengths, documents)
-        if self.lm_head is None:
-            return functional.linear(x, self.model.embed_tokens.weight)
-        logits: Tensor = self.lm_head(x)
-        return logits
+        weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return (head or functional.linear)(x, weight)
 
 
 def initialise(module: nn.Module) -> None:

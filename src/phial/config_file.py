@@ -23,9 +23,9 @@ def read_toml(path: Path, what: str = "TOML file") -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
-        raise PhialError(f"there is no {path}", "name a TOML file; docs/concepts/data.md has one") from error
+        raise PhialError(f"there is no {path}", "name a TOML file; docs/concepts/ has examples") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise PhialError(f"{path} is no {what}: {error}", "see docs/concepts/data.md for an example") from error
+        raise PhialError(f"{path} is no {what}: {error}", "docs/concepts/ has examples") from error
 
 
 def read_config(path: Path, kind: type[Model]) -> Model:
