@@ -19,6 +19,7 @@ from phial.errors import PhialError
 from phial.train.batches import Batches, read_ahead
 from phial.train.objective import Batch, Objective
 from phial.train.optim import OptimizerConfig, ScheduleConfig, lr_factor, make_optimizers
+from phial.train.processes import OneProcess, Processes
 
 METRICS = "metrics.jsonl"
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -48,6 +49,7 @@ def train(
     *,
     evaluate: Evaluate | None = None,
     workers: int = 0,
+    processes: Processes | None = None,
 ) -> dict[str, float]:
     """Train a model in place; the last evaluation, or the last losses where there is none.
 
@@ -55,17 +57,21 @@ def train(
         folder: of the run: metrics.jsonl is written there.
         evaluate: what to measure now and then, the model being in evaluation mode and without gradients.
         workers: processes that read ahead.
+        processes: those that train this model together; None: this one alone.
 
     Raises PhialError where the loss is no number.
     """
+    processes = processes or OneProcess()
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     optimizers = make_optimizers(model, config.optimizer)
     last: dict[str, float] = {}
+    steps, rank, world = range(config.steps), processes.rank, processes.world
+    ahead = read_ahead(data, steps, workers=workers, rank=rank, world=world)
     with open(folder / METRICS, "w", encoding="utf-8") as metrics:
-        for step, pieces in enumerate(read_ahead(data, range(config.steps), workers=workers)):
+        for step, pieces in enumerate(ahead):
             started = time.perf_counter()
-            row = run_step(model, optimizers, pieces, objective, config, step)
+            row = run_step(model, optimizers, pieces, objective, config, step, processes)
             row |= {"step": step + 1, "seconds": time.perf_counter() - started}
             if not math.isfinite(row["loss"]):
                 raise PhialError(f"the loss of step {step + 1} is {row['loss']}", "lower the learning rate")
@@ -87,26 +93,29 @@ def run_step(
     objective: Objective,
     config: LoopConfig,
     step: int,
+    processes: Processes,
 ) -> dict[str, float]:
     """One update of the weights; means of what the objective sums, with the gradient's norm and the rate."""
     model.train()
-    count = sum(objective.count(piece) for piece in pieces)
+    (count,) = processes.sums([sum(objective.count(piece) for piece in pieces)])
     sums: dict[str, Tensor] = {}
-    for piece in pieces:
+    for index, piece in enumerate(pieces):
+        processes.before_backward(model, last=index + 1 == len(pieces))
         with autocast(model, config):
             loss = objective(model, piece)
         (loss.total / count).backward()  # type: ignore[no-untyped-call]
         for name, value in loss.sums.items():
             sums[name] = sums.get(name, torch.zeros(())) + value
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
+    norm = processes.clip(model, config.clip or math.inf)
     factor = lr_factor(config.schedule, step, config.steps)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    means = {name: float(value) / max(count, 1) for name, value in sums.items()}
-    return {**means, "count": count, "grad_norm": float(norm), "lr_factor": factor}
+    totals = processes.sums([float(value) for value in sums.values()])
+    means = {name: total / max(count, 1) for name, total in zip(sums, totals, strict=True)}
+    return {**means, "count": count, "grad_norm": norm, "lr_factor": factor}
 
 
 def autocast(model: nn.Module, config: LoopConfig) -> AbstractContextManager[Any]:

@@ -1,0 +1,60 @@
+"""What the loop asks of the processes that train one model together; here one alone, parallel.py has many.
+
+Each has its share of every batch. What is logged, divided by or decided is a sum over all, so every process goes the
+same way. The loop calls each method in the same order everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import nn
+
+
+class Processes(Protocol):
+    """Those that train together.
+
+    Attributes:
+        rank: which this one is, 0..world-1; 0 alone writes records, metrics and pictures and says something.
+        world: how many there are.
+        checkpoint_group: torch process group that checkpoints are written and read by, from a thread beside the
+            training: one of its own, on the CPU. None: no group is needed.
+    """
+
+    rank: int
+    world: int
+    checkpoint_group: Any
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over all processes, in float64."""
+        ...
+
+    def before_backward(self, model: nn.Module, last: bool) -> None:
+        """Called before each micro-batch; the gradients of a step are summed over processes by the `last` one's end.
+
+        They are sums, not means: the loop has divided each loss by the count of the whole batch.
+        """
+        ...
+
+    def clip(self, model: nn.Module, largest: float) -> float:
+        """Scale the gradient so that its norm, over all shards, is at most `largest`; the norm before."""
+        ...
+
+
+class OneProcess:
+    """A process that trains alone."""
+
+    rank = 0
+    world = 1
+    checkpoint_group: Any = None
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        return list(values)
+
+    def before_backward(self, model: nn.Module, last: bool) -> None:
+        pass
+
+    def clip(self, model: nn.Module, largest: float = math.inf) -> float:
+        return float(nn.utils.clip_grad_norm_(model.parameters(), largest))
