@@ -35,6 +35,8 @@ COMMANDS = [
     "data vocabulary",
     "data mix",
     "data report",
+    "train",
+    "train pretrain",
 ]
 HEAVY = [
     "numpy", "rich", "huggingface_hub", "prompt_toolkit", "jinja2", "tokenizers", "sentencepiece", "torch",

@@ -109,7 +109,7 @@ def test_phases_and_validation_share_no_document(stage: Path, config: Callable[.
 def test_the_shards_hold_what_the_plan_says_and_every_document_as_it_was_written(
     stage: Path, config: Callable[..., MixConfig], tmp_path: Path, vocabulary: str
 ) -> None:
-    from phial.data.tokens import open_tokenizer
+    from phial.gguf.open_tokenizer import open_tokenizer
 
     plan = mix(stage, config(), tmp_path)
     opened = open_tokenizer(vocabulary)

@@ -26,6 +26,7 @@ from phial.cli import (
     quantize,
     run,
     tokenize,
+    train,
 )
 
 app = typer.Typer(
@@ -52,6 +53,7 @@ app.command(epilog="Example: phial convert ./Phi-3-mini-4k-instruct phi-3-mini.g
 app.command(epilog="Example: phial quantize f16.gguf q4.gguf --type Q4_K_M --calibrate text.txt")(quantize.quantize)
 app.command(epilog="Example: phial info")(info.info)
 app.add_typer(data.data)
+app.add_typer(train.train)
 
 
 def _show_version(wanted: bool) -> None:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 from phial.cli import console
-from phial.errors import ArgumentError, PhialError
-
-_NEEDED = ("datatrove", "pydantic", "zstandard")
+from phial.cli.extras import require
+from phial.errors import ArgumentError
 
 
 def require_data() -> None:
     """Raises PhialError where the libraries of the data extra are not installed."""
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise PhialError(f"{', '.join(missing)} is needed to prepare data", "pip install 'phial[data]'")
+    require("data", "prepare data")
 
 
 def named_files(told: str) -> tuple[str, str]:

@@ -39,8 +39,9 @@ from phial.data.mixture import (
 from phial.data.parallel import run_jobs
 from phial.data.shards import ShardWriter, write_index
 from phial.data.stage import kept_files
-from phial.data.tokens import Part, open_tokenizer, tokenise
+from phial.data.tokens import Part, tokenise
 from phial.errors import PhialError
+from phial.gguf.open_tokenizer import open_tokenizer
 from phial.manifest import sha256_of, write_json
 
 PLAN = "plan.json"

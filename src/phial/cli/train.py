@@ -1,0 +1,27 @@
+"""`phial train`: from token shards to a model; each command is a file train_NAME.py.
+
+A command imports PyTorch inside its function, so that help stays instant.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from phial.cli import options, train_pretrain
+
+train = typer.Typer(
+    name="train",
+    help="From token shards to a model: pretraining in phases.",
+    epilog="Example: phial train pretrain pretrain.toml --output runs/model",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+    add_help_option=False,
+)
+
+train.command(epilog="Example: phial train pretrain pretrain.toml --output runs/model")(train_pretrain.pretrain)
+
+
+@train.callback()
+def group(helped: options.Help = False) -> None:
+    """From token shards to a model: pretraining in phases."""

@@ -1,0 +1,1 @@
+"""What joins the stages: token shards handed to training, and whole recipes from text to a model file."""
