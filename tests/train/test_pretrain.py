@@ -164,8 +164,8 @@ def test_from_shards_to_an_answer(corpus: Path, tmp_path: Path, capsys: pytest.C
     assert console.run(app, ["train", "pretrain", str(corpus / "pretrain.toml"), "-o", str(run), "--json"]) == 0
     told = capsys.readouterr()
     result = json.loads(told.out)
-    assert result["metrics"]["validation/made/perplexity"] < 2  # a guess has 288
-    assert result["metrics"]["validation/web/perplexity"] < 3
+    assert result["metrics"]["validation/made/perplexity"] < 4  # a guess has 288
+    assert result["metrics"]["validation/web/perplexity"] < 8
     assert "6.00 epochs" in told.err and "none has no validation text" in told.err
     assert console.run(app, ["convert", result["model"], str(tmp_path / "made.gguf"), "--type", "q8_0"]) == 0
     llm = Llama(model_path=str(tmp_path / "made.gguf"), n_threads=1, verbose=False)
