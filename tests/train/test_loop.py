@@ -1,40 +1,17 @@
-"""The loop: accumulation by token count, and that a model learns."""
+"""The loop: accumulation by token count, what stops a run, and that a model learns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from tests.train.counting import TINY, Counting
 
-from phial.config import ModelConfig
 from phial.model.transformer import Transformer
 from phial.train.loop import LoopConfig, train
-from phial.train.objective import IGNORED, Batch, NextToken
+from phial.train.objective import NextToken
 from phial.train.optim import OptimizerConfig
-
-TINY = ModelConfig(
-    architecture="llama", n_vocab=64, n_embd=32, n_layer=2, n_head=4, n_head_kv=2, head_dim=8, n_ff=64, n_ctx_train=32,
-    rms_norm_eps=1e-5, rope_theta=1e4, rope_dim=8, rope_interleaved=False, tie_embeddings=True,
-)  # fmt: skip
-
-
-class Counting:
-    """Rows that count upwards from a random start, some targets ignored; split into `pieces` micro-batches."""
-
-    def __init__(self, pieces: int) -> None:
-        self.pieces = pieces
-
-    def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Batch]:
-        random = torch.Generator().manual_seed(step)
-        rows = (torch.randint(64, (8, 1), generator=random) + torch.arange(17)) % 64
-        targets = rows[:, 1:].clone()
-        targets[torch.rand(targets.shape, generator=random) < 0.4] = IGNORED
-        return [
-            {"tokens": t, "targets": y}
-            for t, y in zip(rows[:, :-1].chunk(self.pieces), targets.chunk(self.pieces), strict=True)
-        ]
 
 
 def _trained(pieces: int, folder: Path, steps: int = 5) -> Transformer:

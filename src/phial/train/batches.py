@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -33,5 +34,18 @@ def read_ahead(
     data: Batches, steps: range, *, workers: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[Sequence[Batch]]:
     """The micro-batches of each step in order, made by `workers` processes beside this one; 0: by this one."""
-    loader = DataLoader(_Steps(data, rank, world), batch_size=None, sampler=steps, num_workers=workers, collate_fn=list)
+    loader = DataLoader(
+        _Steps(data, rank, world),
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=_leave_signals,
+    )
     return iter(loader)
+
+
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C is for the process that trains, which still wants a step of data; SIGTERM ends a worker as ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,27 +1,40 @@
-"""The only training loop: step, log, evaluate. What is trained on what, towards what, are arguments."""
+"""The only training loop: step, log, evaluate, checkpoint, resume. What is trained, on what, towards what, is given.
+
+    folder/manifest.json   the configuration, seed, versions and machine (record.py)
+    folder/metrics.jsonl   a row a step (metrics.py)
+    folder/checkpoints/    (checkpoints.py)
+
+Whatever a step needs besides the state is a function of its number: data, learning rate, dropout. So a run that was
+killed and goes on is, on one machine and as many processes, bit for bit the run that was not.
+"""
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from phial.errors import PhialError
 from phial.train.batches import Batches, read_ahead
+from phial.train.checkpoints import Checkpoints
+from phial.train.interrupt import Interrupt
+from phial.train.layers import prepared_layers
+from phial.train.metrics import METRICS, Metrics
 from phial.train.objective import Batch, Objective
 from phial.train.optim import OptimizerConfig, ScheduleConfig, lr_factor, make_optimizers
 from phial.train.processes import OneProcess, Processes
+from phial.train.record import open_record
+from phial.train.state import Average, TrainState
 
-METRICS = "metrics.jsonl"
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
 
@@ -33,8 +46,13 @@ class LoopConfig(BaseModel):
     steps: int = Field(gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     clip: float | None = Field(1.0, gt=0, description="largest norm of the whole gradient")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights: what is evaluated and kept")
+    recompute: bool = Field(False, description="compute layers twice instead of keeping what is inside them")
+    compile: bool = Field(False, description="compile each layer with torch.compile")
     log_every: int = Field(10, gt=0, description="steps")
     evaluate_every: int | None = Field(None, gt=0, description="steps; at the end in any case")
+    checkpoint_every: int | None = Field(None, gt=0, description="steps; at the end in any case")
+    keep: int = Field(2, gt=0, description="checkpoints that stay, the newest ones")
     seed: int = Field(0, ge=0)
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -50,75 +68,134 @@ def train(
     evaluate: Evaluate | None = None,
     workers: int = 0,
     processes: Processes | None = None,
-) -> dict[str, float]:
-    """Train a model in place; the last evaluation, or the last losses where there is none.
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train a model in place, from the newest checkpoint in the folder if there is one; the last row of the metrics.
+
+    With config.ema the model has the averaged weights afterwards. A finished run is only loaded.
 
     Args:
-        folder: of the run: metrics.jsonl is written there.
-        evaluate: what to measure now and then, the model being in evaluation mode and without gradients.
+        folder: of the run; removing it is how to start afresh.
+        evaluate: what to measure now and then ("validation/..." by source), the model being in evaluation mode and
+            without gradients.
         workers: processes that read ahead.
         processes: those that train this model together; None: this one alone.
+        about: what else the run depends on, for the manifest: a run goes on only with the same.
 
-    Raises PhialError where the loss is no number.
+    Raises PhialError where the loss or the gradient is no number, a step has no targets, the folder holds another run
+    or no whole checkpoint; KeyboardInterrupt after Ctrl-C or SIGTERM, once the state is saved.
     """
     processes = processes or OneProcess()
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
+    if processes.rank == 0:
+        open_record(folder, {"loop": config.model_dump(mode="json"), "model": _described(model), **(about or {})})
     optimizers = make_optimizers(model, config.optimizer)
-    last: dict[str, float] = {}
-    steps, rank, world = range(config.steps), processes.rank, processes.world
-    ahead = read_ahead(data, steps, workers=workers, rank=rank, world=world)
-    with open(folder / METRICS, "w", encoding="utf-8") as metrics:
-        for step, pieces in enumerate(ahead):
+    state = TrainState(model, optimizers, Average(model, config.ema) if config.ema else None)
+    with ExitStack() as stack:
+        checkpoints = Checkpoints(folder / "checkpoints", config.keep, processes)
+        stack.callback(checkpoints.close)
+        checkpoints.restore(state)
+        metrics = stack.enter_context(Metrics(folder / METRICS if processes.rank == 0 else None, state.step))
+        interrupt = stack.enter_context(Interrupt())
+        stack.enter_context(prepared_layers(model, recompute=config.recompute, compile=config.compile))
+        steps = range(state.step, config.steps)
+        started = time.perf_counter()
+        for pieces in read_ahead(data, steps, workers=workers, rank=processes.rank, world=processes.world):
+            if any(processes.sums([bool(interrupt.asked)])):
+                _stop(state, checkpoints, interrupt)
+            row = run_step(state, pieces, objective, config, processes)
+            row["seconds"] = time.perf_counter() - started
+            row["tokens_per_second"] = row.pop("step_tokens") / row["seconds"]
+            if evaluate is not None and _due(config.evaluate_every, state.step, config.steps):
+                with state.evaluated(), autocast(model, config):
+                    row |= evaluate(model)
+            metrics.add(row)
+            if _due(config.checkpoint_every, state.step, config.steps):
+                checkpoints.save(state)
             started = time.perf_counter()
-            row = run_step(model, optimizers, pieces, objective, config, step, processes)
-            row |= {"step": step + 1, "seconds": time.perf_counter() - started}
-            if not math.isfinite(row["loss"]):
-                raise PhialError(f"the loss of step {step + 1} is {row['loss']}", "lower the learning rate")
-            due = config.evaluate_every and (step + 1) % config.evaluate_every == 0
-            if evaluate is not None and (due or step + 1 == config.steps):
-                model.eval()
-                with torch.no_grad(), autocast(model, config):
-                    last = evaluate(model)
-                row |= last
-            metrics.write(json.dumps(row) + "\n")
-            metrics.flush()
-    return last or row
+    if state.average:
+        state.average.swap(model)
+    return metrics.last
 
 
 def run_step(
-    model: nn.Module,
-    optimizers: Sequence[Optimizer],
-    pieces: Sequence[Batch],
-    objective: Objective,
-    config: LoopConfig,
-    step: int,
-    processes: Processes,
-) -> dict[str, float]:
-    """One update of the weights; means of what the objective sums, with the gradient's norm and the rate."""
+    state: TrainState, pieces: Sequence[Batch], objective: Objective, config: LoopConfig, processes: Processes
+) -> dict[str, Any]:
+    """One update of the state; means of what the objective sums, with the gradient's norm, the rate and the counts."""
+    step, model = state.step, state.model
+    counts = [objective.count(piece) for piece in pieces], [_tokens(piece) for piece in pieces]
+    count, tokens = (int(total) for total in processes.sums([sum(counts[0]), sum(counts[1])]))
+    if not count:
+        raise PhialError(f"step {step + 1} has no targets", "every token of its batch is ignored: look at the data")
+    torch.manual_seed(_seed(config.seed, step, processes.rank))
     model.train()
-    (count,) = processes.sums([sum(objective.count(piece) for piece in pieces)])
-    sums: dict[str, Tensor] = {}
-    for index, piece in enumerate(pieces):
-        processes.before_backward(model, last=index + 1 == len(pieces))
-        with autocast(model, config):
-            loss = objective(model, piece)
-        (loss.total / count).backward()  # type: ignore[no-untyped-call]
-        for name, value in loss.sums.items():
-            sums[name] = sums.get(name, torch.zeros(())) + value
+    sums = _backward(model, pieces, objective, config, count, processes)
     norm = processes.clip(model, config.clip or math.inf)
+    if not math.isfinite(sums["loss"]) or not math.isfinite(norm):
+        what = f"the loss of step {step + 1} is {sums['loss'] / count}, the norm of its gradient {norm}"
+        raise PhialError(what, "lower optimizer.lr, in another folder; the checkpoints here are from before")
     factor = lr_factor(config.schedule, step, config.steps)
-    for optimizer in optimizers:
+    for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    totals = processes.sums([float(value) for value in sums.values()])
-    means = {name: total / max(count, 1) for name, total in zip(sums, totals, strict=True)}
-    return {**means, "count": count, "grad_norm": norm, "lr_factor": factor}
+    state.step, state.tokens, state.targets = step + 1, state.tokens + tokens, state.targets + count
+    if state.average:
+        state.average.update(model, state.step)
+    means = {name: total / count for name, total in sums.items()}
+    lr = state.optimizers[0].param_groups[0]["lr"]
+    counters = {"count": count, "tokens": state.tokens, "step_tokens": tokens}
+    return {"step": state.step, **means, "grad_norm": norm, "lr": lr, **counters}
+
+
+def _backward(
+    model: nn.Module,
+    pieces: Sequence[Batch],
+    objective: Objective,
+    config: LoopConfig,
+    count: int,
+    processes: Processes,
+) -> dict[str, float]:
+    """Gradients of the mean over the whole batch, added up over its pieces; the sums over all processes."""
+    device = next(model.parameters()).device
+    sums: dict[str, Tensor] = {}
+    for index, piece in enumerate(pieces):
+        processes.before_backward(model, last=index + 1 == len(pieces))
+        with autocast(model, config):
+            loss = objective(model, {name: tensor.to(device, non_blocking=True) for name, tensor in piece.items()})
+        (loss.total / count).backward()  # type: ignore[no-untyped-call]
+        for name, value in loss.sums.items():
+            sums[name] = sums[name] + value if name in sums else value
+    return dict(zip(sums, processes.sums([float(value) for value in sums.values()]), strict=True))
 
 
 def autocast(model: nn.Module, config: LoopConfig) -> AbstractContextManager[Any]:
     """bf16 where the precision asks for it; the weights stay float32."""
     device = next(model.parameters()).device.type
     return torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+def _stop(state: TrainState, checkpoints: Checkpoints, interrupt: Interrupt) -> None:
+    if state.step != checkpoints.newest and state.step:
+        checkpoints.save(state)
+    checkpoints.wait()
+    raise KeyboardInterrupt(f"stopped by {interrupt.asked or 'another process'} after step {state.step}")
+
+
+def _due(every: int | None, step: int, steps: int) -> bool:
+    return step == steps or (every is not None and step % every == 0)
+
+
+def _seed(*numbers: int) -> int:
+    """What dropout of a step draws from: a function of the run's seed, the step and the process."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def _tokens(batch: Batch) -> int:
+    return batch["tokens"].numel() if "tokens" in batch else 0
+
+
+def _described(model: nn.Module) -> dict[str, Any]:
+    config = getattr(model, "config", None)
+    return asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}

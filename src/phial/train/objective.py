@@ -19,7 +19,7 @@ class Loss(NamedTuple):
 
     Attributes:
         total: what is differentiated, a scalar.
-        sums: further scalars to log, detached.
+        sums: scalars to log, detached; "loss" is one of them.
     """
 
     total: Tensor

@@ -1,0 +1,76 @@
+"""manifest.json of a run's folder: what is trained, with what, where; written first, compared when the run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phial import __version__
+from phial.errors import PhialError
+from phial.manifest import write_json
+
+MANIFEST = "manifest.json"
+FREE = {"loop.log_every", "loop.checkpoint_every", "loop.keep"}  # what may change, because no weight depends on it
+
+
+def open_record(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write the manifest of a new run, or add this start to an older one's.
+
+    Raises PhialError where the folder's run has another configuration, with the first key that differs.
+    """
+    path = folder / MANIFEST
+    config = json.loads(json.dumps(config, default=str))
+    record = read_record(path)
+    if record and (key := _difference(record["config"], config)):
+        was, now = (_at(c, key) for c in (record["config"], config))
+        hint = f"put it back, use another folder, or remove {folder} to start afresh"
+        raise PhialError(f"the run in {folder} has {key} = {was}, not {now}", hint)
+    write_json(path, {"config": config, "starts": [*record.get("starts", []), _start()]})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A manifest; {} where there is none. Raises PhialError where it is none of ours."""
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        if not isinstance(record["config"], dict) or not isinstance(record["starts"], list):
+            raise TypeError("config or starts")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PhialError(f"{path} is no manifest of a run: {error!r}", "use another folder") from error
+    return dict(record)
+
+
+def _start() -> dict[str, Any]:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"phial": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "host": {"name": platform.node(), "system": platform.platform(), "device": device, "cores": os.cpu_count()},
+    }
+
+
+def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first key, dotted, whose values differ."""
+    old, new = dict(_flat(was)), dict(_flat(now))
+    keys = sorted((old.keys() | new.keys()) - FREE)
+    return next((key for key in keys if old.get(key) != new.get(key)), "")
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _at(table: Mapping[str, Any], key: str) -> Any:
+    return dict(_flat(table)).get(key, "nothing")

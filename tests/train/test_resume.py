@@ -1,0 +1,152 @@
+"""A run that was killed and goes on is, bit for bit, the run that was not."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.train import counting
+from tests.train.counting import run
+
+from phial.errors import PhialError
+from phial.train.metrics import read_metrics
+
+TIMES = {"seconds", "tokens_per_second"}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run apart from the clock's."""
+    found = read_metrics(folder / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in found]
+
+
+def tensors(folder: Path) -> dict[str, Any]:
+    """Everything in the newest checkpoint, by name."""
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    newest = max((folder / "checkpoints").glob("[0-9]*"))
+    dcp_to_torch_save(newest, folder / "whole.pt")
+    flat: dict[str, Any] = {}
+
+    def walk(value: Any, name: str) -> None:
+        if isinstance(value, (dict, list)):
+            for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+                walk(inner, f"{name}/{key}")
+        else:
+            flat[name] = value
+
+    walk(torch.load(folder / "whole.pt", weights_only=False), newest.name)
+    return flat
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert rows(a) == rows(b)
+    one, other = tensors(a), tensors(b)
+    assert one.keys() == other.keys()
+    moments = [name for name in one if name.endswith("exp_avg")]
+    assert moments and any("/average/" in name for name in one)
+    for name, value in one.items():
+        assert torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name], name
+
+
+def kill(folder: Path, after: int, **config: Any) -> None:
+    """Start a run in a process of its own and kill it with signal 9 once it has written so many rows."""
+    command = [sys.executable, counting.__file__, str(folder), json.dumps({"delay": 0.05, **config})]
+    with subprocess.Popen(command) as process:
+        while len(read_metrics(folder / "metrics.jsonl")) < after:
+            assert process.poll() is None, "the run ended before it was killed"
+            time.sleep(0.002)
+        time.sleep(random.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that ended after ten steps; to be copied."""
+    folder = tmp_path_factory.mktemp("stopped")
+    _stopped(folder, 10)
+    return folder
+
+
+def _stopped(folder: Path, step: int) -> None:
+    """A run that has just done `step` steps, as if it had been killed there."""
+
+    class Dead(counting.Epochs):
+        def micro_batches(self, step_: int, rank: int = 0, world: int = 1) -> Any:
+            if step_ == step:
+                raise ProcessLookupError
+            return super().micro_batches(step_, rank, world)
+
+    with pytest.raises(ProcessLookupError):
+        run(folder, data=Dead())
+
+
+def test_a_killed_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
+    """In the middle of an epoch, with accumulation, dropout and an average, and read ahead by other processes."""
+    kill(tmp_path / "killed", after=random.randrange(4, 12), workers=2)
+    again = run(tmp_path / "killed", workers=0)
+    assert_same_run(whole, tmp_path / "killed")
+    for a, b in zip(run(whole).parameters(), again.parameters(), strict=True):  # which only loads the finished run
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("damage", ["shorter", "altered", "missing", "no summary"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+    damage: str, whole: Path, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(stopped, tmp_path / "hurt")
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["00000006", "00000009"]
+    newest = folder / "checkpoints" / "00000009"
+    file = newest / ("checkpoint.json" if damage == "no summary" else "__0_0.distcp")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data if damage == "altered" else data[:-1] if damage == "shorter" else b"")
+    if damage == "missing":
+        file.unlink()
+    run(folder)
+    assert f"{newest}: {file.name} " in capsys.readouterr().err
+    assert_same_run(whole, folder)
+
+
+def test_checkpoints_that_are_all_damaged_are_an_error(stopped: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(stopped, tmp_path / "hurt")
+    for path in (folder / "checkpoints").iterdir():
+        (path / "checkpoint.json").write_text("{}")
+    with pytest.raises(PhialError, match="no checkpoint of .* is whole"):
+        run(folder)
+
+
+def test_a_run_goes_on_only_with_its_own_configuration(stopped: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(stopped, tmp_path / "changed")
+    with pytest.raises(PhialError, match=r"has loop\.optimizer\.lr = 0\.001, not 0\.002"):
+        run(folder, optimizer={"lr": 2e-3})
+    run(folder, log_every=3)  # on which no weight depends
+    starts = json.loads((folder / "manifest.json").read_text())["starts"]
+    assert len(starts) == 2 and all(start["versions"]["torch"] == torch.__version__ for start in starts)
+
+
+def test_a_finished_run_is_loaded_not_repeated(tmp_path: Path) -> None:
+    model = run(tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    again = run(tmp_path, data=object())  # which has no step to give
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
