@@ -71,6 +71,7 @@ class Checkpoints:
         if self.processes.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
+        self.processes.checkpoint_barrier()
         _quietly(save, tensors, partial, self.processes)
         if self.processes.rank == 0:
             write_json(partial / SUMMARY, {**counters, "files": {p.name: sha256_of(p) for p in _files(partial)}})
@@ -93,10 +94,10 @@ class Checkpoints:
         """
         found = _folders(self.folder)
         for path in reversed(found):
-            problem = damage(path)
-            if not problem:
+            problem = damage(path) if self.processes.rank == 0 else ""
+            if not any(self.processes.sums([bool(problem)])):
                 return self._load(state, path)
-            if self.processes.rank == 0:
+            if problem:
                 print(f"{path}: {problem}; the checkpoint before it is used", file=sys.stderr)
         if found:
             raise PhialError(f"no checkpoint of {self.folder} is whole", f"remove {self.folder} to start afresh")

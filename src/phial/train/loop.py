@@ -89,6 +89,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     if processes.rank == 0:
         open_record(folder, {"loop": config.model_dump(mode="json"), "model": _described(model), **(about or {})})
+    processes.shard(model, config.precision)
     optimizers = make_optimizers(model, config.optimizer)
     state = TrainState(model, optimizers, Average(model, config.ema) if config.ema else None)
     with ExitStack() as stack:
@@ -160,13 +161,14 @@ def _backward(
     """Gradients of the mean over the whole batch, added up over its pieces; the sums over all processes."""
     device = next(model.parameters()).device
     sums: dict[str, Tensor] = {}
-    for index, piece in enumerate(pieces):
-        processes.before_backward(model, last=index + 1 == len(pieces))
+    rounds = processes.rounds(pieces)
+    for index, (piece, weight) in enumerate(rounds):
+        processes.before_backward(model, last=index + 1 == len(rounds))
         with autocast(model, config):
             loss = objective(model, {name: tensor.to(device, non_blocking=True) for name, tensor in piece.items()})
-        (loss.total / count).backward()  # type: ignore[no-untyped-call]
+        (weight * loss.total / count).backward()  # type: ignore[no-untyped-call]
         for name, value in loss.sums.items():
-            sums[name] = sums[name] + value if name in sums else value
+            sums[name] = sums.get(name, torch.zeros((), device=device)) + weight * value
     return dict(zip(sums, processes.sums([float(value) for value in sums.values()]), strict=True))
 
 

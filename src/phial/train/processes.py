@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from phial.train.objective import Batch
+
 
 class Processes(Protocol):
     """Those that train together.
@@ -31,6 +33,20 @@ class Processes(Protocol):
         """Each value summed over all processes, in float64."""
         ...
 
+    def shard(self, model: nn.Module, precision: str) -> None:
+        """Make the model theirs together, in place: the weights of process 0, each process holding a part.
+
+        Called before optimisers are made: the parameters are others afterwards.
+        """
+        ...
+
+    def rounds(self, pieces: Sequence[Batch]) -> list[tuple[Batch, float]]:
+        """This process's micro-batches with weight 1, filled up with weight 0 to as many as any process has.
+
+        All run forward and backward together: who has less must go along.
+        """
+        ...
+
     def before_backward(self, model: nn.Module, last: bool) -> None:
         """Called before each micro-batch; the gradients of a step are summed over processes by the `last` one's end.
 
@@ -40,6 +56,14 @@ class Processes(Protocol):
 
     def clip(self, model: nn.Module, largest: float) -> float:
         """Scale the gradient so that its norm, over all shards, is at most `largest`; the norm before."""
+        ...
+
+    def checkpoint_barrier(self) -> None:
+        """Wait until all have come here, in the thread that writes checkpoints."""
+        ...
+
+    def whole(self, model: nn.Module) -> nn.Module | None:
+        """The model with all its weights on rank 0, to be written; None elsewhere. Every process must call it."""
         ...
 
 
@@ -53,8 +77,20 @@ class OneProcess:
     def sums(self, values: Sequence[float]) -> list[float]:
         return list(values)
 
+    def shard(self, model: nn.Module, precision: str) -> None:
+        pass
+
+    def rounds(self, pieces: Sequence[Batch]) -> list[tuple[Batch, float]]:
+        return [(piece, 1.0) for piece in pieces]
+
     def before_backward(self, model: nn.Module, last: bool) -> None:
         pass
 
     def clip(self, model: nn.Module, largest: float = math.inf) -> float:
         return float(nn.utils.clip_grad_norm_(model.parameters(), largest))
+
+    def checkpoint_barrier(self) -> None:
+        pass
+
+    def whole(self, model: nn.Module) -> nn.Module | None:
+        return model

@@ -1,0 +1,58 @@
+"""What torchrun starts in test_parallel.py: a tiny run, alone or together, told by JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phial.config import ModelConfig
+from phial.model.transformer import Transformer
+from phial.train.loop import LoopConfig, train
+from phial.train.objective import IGNORED, Batch, NextToken
+from phial.train.parallel import torchrun_processes
+from phial.train.processes import Processes
+
+TINY = ModelConfig(
+    architecture="llama", n_vocab=63, n_embd=24, n_layer=2, n_head=4, n_head_kv=2, head_dim=6, n_ff=50, n_ctx_train=32,
+    rms_norm_eps=1e-5, rope_theta=1e4, rope_dim=6, rope_interleaved=False, tie_embeddings=True,
+)  # fmt: skip
+
+
+class Uneven:
+    """Rows that count upwards, targets ignored at random, so that no two shares count the same.
+
+    Steps have 5, 4, 3, 2, 1, 5, ... micro-batches: shares are uneven, and in some steps a process has none.
+    """
+
+    def __init__(self, fails_on: int | None = None) -> None:
+        self.fails_on = fails_on
+
+    def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Batch]:
+        if rank == self.fails_on and step == 2:
+            raise OSError("the disk of this process is gone")
+        random = torch.Generator().manual_seed(step)
+        pieces = []
+        for _ in range(5 - step % 5):
+            rows = (torch.randint(63, (2, 1), generator=random) + torch.arange(17)) % 63
+            targets = rows[:, 1:].clone()
+            targets[torch.rand(targets.shape, generator=random) < torch.rand((), generator=random)] = IGNORED
+            pieces.append({"tokens": rows[:, :-1], "targets": targets})
+        return pieces[rank::world]
+
+
+def run(processes: Processes, folder: str, fails_on: int | None = None, **settings: Any) -> None:
+    """Train in `folder`; each process draws other weights first, as only those of process 0 may count."""
+    torch.manual_seed(processes.rank)
+    train(Transformer(TINY), Uneven(fails_on), NextToken(), LoopConfig(**settings), Path(folder), processes=processes)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with torchrun_processes() as together:
+        for spec in json.loads(sys.argv[1]):
+            run(together, **spec)
