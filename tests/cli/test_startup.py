@@ -23,6 +23,7 @@ COMMANDS = [
     "convert",
     "quantize",
     "info",
+    "make",
     "data",
     "data run",
     "data clean",

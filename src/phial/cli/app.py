@@ -20,6 +20,7 @@ from phial.cli import (
     data,
     info,
     inspect,
+    make,
     models,
     options,
     perplexity,
@@ -52,6 +53,7 @@ app.command(epilog="Example: phial perplexity text.txt -m phi-3-mini-4k --window
 app.command(epilog="Example: phial convert ./Phi-3-mini-4k-instruct phi-3-mini.gguf --type q8_0")(convert.convert)
 app.command(epilog="Example: phial quantize f16.gguf q4.gguf --type Q4_K_M --calibrate text.txt")(quantize.quantize)
 app.command(epilog="Example: phial info")(info.info)
+app.command(epilog="Example: phial make recipes/tiny.toml --output runs/tiny")(make.make)
 app.add_typer(data.data)
 app.add_typer(train.train)
 

@@ -67,11 +67,15 @@ def run_all(path: Path, folder: Path, *, workers: int = 1, executor: str = "loca
     Raises:
         PhialError: the configuration or a source is not right, or a stage failed.
     """
+    return run_stages(read_config(path, RunConfig), path, folder, workers=workers, executor=executor).results
+
+
+def run_stages(written: RunConfig, path: Path, folder: Path, *, workers: int = 1, executor: str = "local") -> Run:
+    """run_all() of a configuration that was read from `path` or stands for a file there."""
     if executor not in ("local", "ray", "slurm"):
         raise ArgumentError(f"executor is {executor!r}", "use local, ray or slurm")
     if workers < 1:
         raise ArgumentError(f"workers is {workers}", "use 1 or more")
-    written = read_config(path, RunConfig)
     config = written.beside(path)
     if executor == "slurm" and config.slurm is None:
         raise PhialError(f"{path} has no [slurm] table", 'add [slurm] with partition = "..." and time = "04:00:00"')
@@ -82,7 +86,7 @@ def run_all(path: Path, folder: Path, *, workers: int = 1, executor: str = "loca
         if name not in config.skip:
             stage(run)
     write_report(folder)
-    return run.results
+    return run
 
 
 def _sources(run: Run, base: Path) -> None:

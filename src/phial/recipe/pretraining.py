@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,9 +47,15 @@ def run_pretraining(config: PretrainConfig, folder: Path, say: Say, *, workers: 
         n_vocab=tokenizer.tokenizer.n_vocab,
         eos_id=tokenizer.eos_id,
         workers=workers,
+        about={"tokens": [_digest(source) for source in sources]},
     )
     model = str(folder / pretraining.MODEL)
     return {"model": model, "phases": [phase._asdict() for phase in phases], "metrics": metrics}
+
+
+def _digest(reader: ShardReader) -> str:
+    """A digest of a folder's tokens, by the sums that its index has."""
+    return hashlib.sha256(json.dumps([shard["sha256"] for shard in reader.index["shards"]]).encode()).hexdigest()
 
 
 def _by_source(folder: Path, tokenizer: OpenTokenizer) -> dict[str, ShardReader]:

@@ -28,6 +28,7 @@ from phial.train.packed import Packed, Phase, TokenSource, count_windows, row_of
 
 MODEL = "model"
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
+_DECIDING = {"sequence", "batch_tokens", "shuffle", "z_loss", "initial_std", "scale_residual"}  # of the weights
 _RESIDUAL = ("o_proj.weight", "down_proj.weight")  # what a layer adds to the stream
 
 
@@ -245,7 +246,8 @@ def pretrain(
     n_vocab: int,
     eos_id: int,
     workers: int = 0,
-) -> dict[str, float]:
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Train a new model through all phases and write it to `folder`/model; the last evaluation.
 
     Args:
@@ -253,6 +255,7 @@ def pretrain(
         validation: the held-out tokens of each source.
         n_vocab, eos_id: the tokenizer's.
         workers: processes that read ahead.
+        about: digests of what the phases hold; a run goes on only with the same.
 
     Raises PhialError for a shape, a phase or a run that is not right.
     """
@@ -260,7 +263,17 @@ def pretrain(
     model = new_model(config, n_vocab)
     evaluate = evaluation(config, validation) if validation else None
     objective = NextToken(config.z_loss)
-    last = train(model, data, objective, loop_config(config, data), folder, evaluate=evaluate, workers=workers)
+    settings = config.model_dump(mode="json", include=_DECIDING)
+    last = train(
+        model,
+        data,
+        objective,
+        loop_config(config, data),
+        folder,
+        evaluate=evaluate,
+        workers=workers,
+        about={"pretrain": settings, "visits": [phase.visits for phase in data.phases], **(about or {})},
+    )
     shutil.rmtree(folder / MODEL, ignore_errors=True)
     ids = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
     save(model, folder / MODEL, tokenizer_from=config.tokenizer, generation=ids)
