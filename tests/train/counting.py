@@ -63,12 +63,21 @@ def tiny_model() -> Transformer:
     return Transformer(TINY, dropout=0.2)
 
 
-def run(folder: Path, *, workers: int = 0, delay: float = 0.0, data: Any = None, **config: Any) -> Transformer:
+def run(
+    folder: Path,
+    *,
+    workers: int = 0,
+    delay: float = 0.0,
+    data: Any = None,
+    evaluate: Any = None,
+    quiet: bool = True,
+    **config: Any,
+) -> Transformer:
     """A run of 14 steps, a checkpoint every three, with accumulation, dropout and an average of the weights."""
     torch.set_num_threads(1)
     model = tiny_model()
     settings = LoopConfig.model_validate({"steps": 14, "checkpoint_every": 3, "ema": 0.9, **config})
-    train(model, data or Epochs(delay), NextToken(), settings, folder, workers=workers)
+    train(model, data or Epochs(delay), NextToken(), settings, folder, evaluate=evaluate, workers=workers, quiet=quiet)
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -58,16 +59,14 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name], name
 
 
-def kill(folder: Path, after: int, **config: Any) -> None:
-    """Start a run in a process of its own and kill it with signal 9 once it has written so many rows."""
-    command = [sys.executable, counting.__file__, str(folder), json.dumps({"delay": 0.05, **config})]
-    with subprocess.Popen(command) as process:
-        while len(read_metrics(folder / "metrics.jsonl")) < after:
-            assert process.poll() is None, "the run ended before it was killed"
-            time.sleep(0.002)
-        time.sleep(random.random() * 0.05)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+def started(folder: Path, after: int, **config: Any) -> subprocess.Popen[str]:
+    """A run in a process of its own, once it has written so many rows."""
+    command = [sys.executable, counting.__file__, str(folder), json.dumps(config)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(read_metrics(folder / "metrics.jsonl")) < after:
+        assert process.poll() is None, "the run ended too early"
+        time.sleep(0.002)
+    return process
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +100,10 @@ def _stopped(folder: Path, step: int) -> None:
 
 def test_a_killed_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
     """In the middle of an epoch, with accumulation, dropout and an average, and read ahead by other processes."""
-    kill(tmp_path / "killed", after=random.randrange(4, 12), workers=2)
+    with started(tmp_path / "killed", after=random.randrange(4, 12), delay=0.05, workers=2) as process:
+        time.sleep(random.random() * 0.05)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
     again = run(tmp_path / "killed", workers=0)
     assert_same_run(whole, tmp_path / "killed")
     for a, b in zip(run(whole).parameters(), again.parameters(), strict=True):  # which only loads the finished run
@@ -150,3 +152,63 @@ def test_a_finished_run_is_loaded_not_repeated(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     for a, b in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_run_saves_its_step_and_goes_on(
+    name: str, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted(counting.Epochs):
+        def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> Any:
+            if step == 4:
+                os.kill(os.getpid(), signal.Signals[name])
+            return super().micro_batches(step, rank, world)
+
+    before = signal.getsignal(signal.Signals[name])
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, data=Interrupted())
+    err = capfd.readouterr().err
+    assert f"{name}: the step is finished and saved" in err and "saved after step 4;" in err
+    assert (tmp_path / "checkpoints" / "00000004" / "checkpoint.json").exists()
+    assert signal.getsignal(signal.Signals[name]) is before
+    run(tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+    class Twice(counting.Epochs):
+        def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> Any:
+            if step == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+                raise AssertionError("went on")
+            return super().micro_batches(step, rank, world)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, data=Twice())
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000003"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal(whole: Path, tmp_path: Path) -> None:
+    """Which reaches the processes that read ahead as well."""
+    with started(tmp_path, after=4, delay=0.2, workers=2) as process:
+        os.killpg(process.pid, signal.SIGINT)
+        err = process.stderr.read() if process.stderr else ""
+    assert process.returncode == -signal.SIGINT  # as Python ends on KeyboardInterrupt
+    assert f"saved after step {rows(tmp_path)[-1]['step']};" in err
+    run(tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_again_and_again(seed: int, whole: Path, tmp_path: Path) -> None:
+    """At random moments, among them those when a checkpoint is being written; other readers each time."""
+    chance = random.Random(seed)
+    for _ in range(4):
+        with started(tmp_path, after=0, delay=0.02, workers=chance.randrange(3), checkpoint_every=1) as process:
+            time.sleep(1.5 + 3 * chance.random())  # of which importing takes a part
+            process.kill()
+    run(tmp_path)
+    assert_same_run(whole, tmp_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
 from torch.utils.data import DataLoader, Dataset
@@ -32,8 +32,11 @@ class _Steps(Dataset[Sequence[Batch]]):
 
 def read_ahead(
     data: Batches, steps: range, *, workers: int = 0, rank: int = 0, world: int = 1
-) -> Iterator[Sequence[Batch]]:
-    """The micro-batches of each step in order, made by `workers` processes beside this one; 0: by this one."""
+) -> Generator[Sequence[Batch], None, None]:
+    """The micro-batches of each step in order, made by `workers` processes beside this one; 0: by this one.
+
+    To be closed: then the processes end.
+    """
     loader = DataLoader(
         _Steps(data, rank, world),
         batch_size=None,
@@ -42,7 +45,7 @@ def read_ahead(
         collate_fn=list,
         worker_init_fn=_leave_signals,
     )
-    return iter(loader)
+    yield from loader
 
 
 def _leave_signals(worker: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -19,17 +20,16 @@ def prepared_layers(model: nn.Module, *, recompute: bool, compile: bool) -> Iter
     Args:
         recompute: keep only each layer's input; the rest is computed once more on the way back (arXiv 1604.06174).
             Dropout draws the same numbers both times, so the loss is the same.
-        compile: each layer by torch.compile; needs a C++ compiler on a CPU.
+        compile: each layer by torch.compile; needs a C++ compiler on a CPU. Dropout draws other numbers than without.
     """
     layers = [module for module in model.modules() if isinstance(module, DecoderLayer)]
     for layer in layers:
+        if compile:
+            layer.forward = torch.compile(layer.forward)  # type: ignore[method-assign]
         if recompute:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
-        if compile:
-            layer.compile()
     try:
         yield
     finally:
         for layer in layers:
             vars(layer).pop("forward", None)
-            layer._compiled_call_impl = None

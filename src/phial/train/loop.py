@@ -1,7 +1,7 @@
 """The only training loop: step, log, evaluate, checkpoint, resume. What is trained, on what, towards what, is given.
 
     folder/manifest.json   the configuration, seed, versions and machine (record.py)
-    folder/metrics.jsonl   a row a step (metrics.py)
+    folder/metrics.jsonl   a row a step (metrics.py); loss.png draws it (pictures.py)
     folder/checkpoints/    (checkpoints.py)
 
 Whatever a step needs besides the state is a function of its number: data, learning rate, dropout. So a run that was
@@ -11,9 +11,10 @@ killed and goes on is, on one machine and as many processes, bit for bit the run
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +29,8 @@ from phial.train.batches import Batches, read_ahead
 from phial.train.checkpoints import Checkpoints
 from phial.train.interrupt import Interrupt
 from phial.train.layers import prepared_layers
-from phial.train.metrics import METRICS, Metrics
+from phial.train.log import Log
+from phial.train.metrics import Row
 from phial.train.objective import Batch, Objective
 from phial.train.optim import OptimizerConfig, ScheduleConfig, lr_factor, make_optimizers
 from phial.train.processes import OneProcess, Processes
@@ -69,7 +71,8 @@ def train(
     workers: int = 0,
     processes: Processes | None = None,
     about: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+    quiet: bool = False,
+) -> Row:
     """Train a model in place, from the newest checkpoint in the folder if there is one; the last row of the metrics.
 
     With config.ema the model has the averaged weights afterwards. A finished run is only loaded.
@@ -81,6 +84,7 @@ def train(
         workers: processes that read ahead.
         processes: those that train this model together; None: this one alone.
         about: what else the run depends on, for the manifest: a run goes on only with the same.
+        quiet: nothing on stderr, no picture.
 
     Raises PhialError where the loss or the gradient is no number, a step has no targets, the folder holds another run
     or no whole checkpoint; KeyboardInterrupt after Ctrl-C or SIGTERM, once the state is saved.
@@ -93,35 +97,53 @@ def train(
     optimizers = make_optimizers(model, config.optimizer)
     state = TrainState(model, optimizers, Average(model, config.ema) if config.ema else None)
     with ExitStack() as stack:
+        interrupt = stack.enter_context(Interrupt())
         checkpoints = Checkpoints(folder / "checkpoints", config.keep, processes)
         stack.callback(checkpoints.close)
         checkpoints.restore(state)
-        metrics = stack.enter_context(Metrics(folder / METRICS if processes.rank == 0 else None, state.step))
-        interrupt = stack.enter_context(Interrupt())
+        log = stack.enter_context(Log(folder, state, config, processes, quiet=quiet))
         stack.enter_context(prepared_layers(model, recompute=config.recompute, compile=config.compile))
-        steps = range(state.step, config.steps)
-        started = time.perf_counter()
-        for pieces in read_ahead(data, steps, workers=workers, rank=processes.rank, world=processes.world):
-            if any(processes.sums([bool(interrupt.asked)])):
-                _stop(state, checkpoints, interrupt)
-            row = run_step(state, pieces, objective, config, processes)
-            row["seconds"] = time.perf_counter() - started
-            row["tokens_per_second"] = row.pop("step_tokens") / row["seconds"]
-            if evaluate is not None and _due(config.evaluate_every, state.step, config.steps):
-                with state.evaluated(), autocast(model, config):
-                    row |= evaluate(model)
-            metrics.add(row)
-            if _due(config.checkpoint_every, state.step, config.steps):
-                checkpoints.save(state)
-            started = time.perf_counter()
+        rank, world = processes.rank, processes.world
+        steps = read_ahead(data, range(state.step, config.steps), workers=workers, rank=rank, world=world)
+        _go(state, stack.enter_context(closing(steps)), objective, config, evaluate, log, checkpoints, interrupt)
+    if interrupt.asked:
+        raise KeyboardInterrupt(f"stopped by {interrupt.asked}; the run is complete")
     if state.average:
         state.average.swap(model)
-    return metrics.last
+    return log.last
+
+
+def _go(
+    state: TrainState,
+    steps: Iterable[Sequence[Batch]],
+    objective: Objective,
+    config: LoopConfig,
+    evaluate: Evaluate | None,
+    log: Log,
+    checkpoints: Checkpoints,
+    interrupt: Interrupt,
+) -> None:
+    """Every step there is."""
+    processes = log.processes
+    started = time.perf_counter()
+    for pieces in steps:
+        if any(processes.sums([bool(interrupt.asked)])):
+            _stop(state, checkpoints, interrupt, processes)
+        row = run_step(state, pieces, objective, config, processes)
+        row["seconds"] = time.perf_counter() - started
+        row["tokens_per_second"] = row.pop("step_tokens") / row["seconds"]
+        if evaluate is not None and _due(config.evaluate_every, state.step, config.steps):
+            with state.evaluated(), autocast(state.model, config):
+                row |= evaluate(state.model)
+        log.add(row, pieces)
+        if _due(config.checkpoint_every, state.step, config.steps):
+            _save(state, checkpoints, processes)
+        started = time.perf_counter()
 
 
 def run_step(
     state: TrainState, pieces: Sequence[Batch], objective: Objective, config: LoopConfig, processes: Processes
-) -> dict[str, Any]:
+) -> Row:
     """One update of the state; means of what the objective sums, with the gradient's norm, the rate and the counts."""
     step, model = state.step, state.model
     counts = [objective.count(piece) for piece in pieces], [_tokens(piece) for piece in pieces]
@@ -134,7 +156,7 @@ def run_step(
     norm = processes.clip(model, config.clip or math.inf)
     if not math.isfinite(sums["loss"]) or not math.isfinite(norm):
         what = f"the loss of step {step + 1} is {sums['loss'] / count}, the norm of its gradient {norm}"
-        raise PhialError(what, "lower optimizer.lr, in another folder; the checkpoints here are from before")
+        raise _diverged(what)
     factor = lr_factor(config.schedule, step, config.steps)
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
@@ -178,10 +200,26 @@ def autocast(model: nn.Module, config: LoopConfig) -> AbstractContextManager[Any
     return torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16")
 
 
-def _stop(state: TrainState, checkpoints: Checkpoints, interrupt: Interrupt) -> None:
-    if state.step != checkpoints.newest and state.step:
-        checkpoints.save(state)
+def _save(state: TrainState, checkpoints: Checkpoints, processes: Processes) -> None:
+    """Begin a checkpoint, never of weights that are no numbers."""
+    if any(processes.sums([not state.finite()])):
+        raise _diverged(f"after step {state.step} some weights are no numbers")
+    checkpoints.save(state)
+
+
+def _diverged(what: str) -> PhialError:
+    return PhialError(
+        what, "lower optimizer.lr or raise schedule.warmup, in another folder; checkpoints stay as they are"
+    )
+
+
+def _stop(state: TrainState, checkpoints: Checkpoints, interrupt: Interrupt, processes: Processes) -> None:
+    """Save what there is and end."""
+    if state.step and state.step != checkpoints.newest:
+        _save(state, checkpoints, processes)
     checkpoints.wait()
+    if processes.rank == 0:
+        print(f"saved after step {state.step}; the same command goes on from there", file=sys.stderr)
     raise KeyboardInterrupt(f"stopped by {interrupt.asked or 'another process'} after step {state.step}")
 
 

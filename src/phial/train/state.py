@@ -65,6 +65,11 @@ class TrainState:
     targets: int = 0
     counters: tuple[str, ...] = field(default=("step", "tokens", "targets"), repr=False)
 
+    def finite(self) -> bool:
+        """Whether this process's weights are all numbers."""
+        local = (getattr(p, "to_local", lambda p=p: p)() for p in self.model.parameters())
+        return all(bool(torch.isfinite(p.detach()).all()) for p in local)
+
     def tensors(self) -> dict[str, Any]:
         """What a checkpoint holds by name, shards as they are; the optimisers' moments exist afterwards.
 
