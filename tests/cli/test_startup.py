@@ -35,6 +35,7 @@ COMMANDS = [
     "data synthesize",
     "data vocabulary",
     "data mix",
+    "data optimal",
     "data report",
     "train",
     "train pretrain",

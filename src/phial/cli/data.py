@@ -13,6 +13,7 @@ from phial.cli import (
     data_decontaminate,
     data_dedup,
     data_mix,
+    data_optimal,
     data_quality,
     data_report,
     data_run,
@@ -43,6 +44,7 @@ data.command(epilog="Example: phial data decontaminate 04-quality -o 05-clean -b
 data.command(epilog="Example: phial data synthesize --ask qa=9 --licence Apache-2.0 -o qa")(data_synthesize.synthesize)
 data.command(epilog="Example: phial data vocabulary books/ -o vocabulary --size 32000")(data_vocabulary.vocabulary)
 data.command(epilog="Example: phial data mix 05-decontaminate -c corpus.toml -o 06-mix")(data_mix.mix)
+data.command(epilog="Example: phial data optimal optimal.toml --output runs/optimal")(data_optimal.optimal)
 data.command(epilog="Example: phial data report runs/corpus")(data_report.report)
 
 

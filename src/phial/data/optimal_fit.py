@@ -214,7 +214,7 @@ class _Problem:
     def _starts(self) -> list[Array]:
         starts = []
         tokens = np.sum(self.seen.steps, axis=1)
-        for share in (0.02, 0.4, 0.7, 0.9):
+        for share in (0.1, 0.7):
             d = share * self.measured.min()
             slope, above = np.polyfit(tokens, np.log(self.measured - d), 1)
             for tau in (2.0, 20.0):

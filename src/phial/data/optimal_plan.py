@@ -221,7 +221,7 @@ class Shares(NamedTuple):
     low: float
     high: float
     at_end: float
-    curve: tuple[float, float, float]
+    curve: list[float]
 
 
 def best_share(shares: Sequence[float], losses: Sequence[float], *, draws: int = 2000, seed: int = 0) -> Shares:
@@ -245,4 +245,4 @@ def best_share(shares: Sequence[float], losses: Sequence[float], *, draws: int =
     low, high = np.quantile(lowest, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     ends = float(np.mean((lowest == grid[0]) | (lowest == grid[-1])))
     at = float(grid[(np.vander(grid, 3) @ curve).argmin()])
-    return Shares(at, float(low), float(high), ends, (float(curve[0]), float(curve[1]), float(curve[2])))
+    return Shares(at, float(low), float(high), ends, curve.tolist())
