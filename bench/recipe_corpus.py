@@ -32,10 +32,20 @@ HELD = ("textbook", "encyclopedia", "reference", "literature", "dialogue", "nois
 GOOD = ("textbook", "encyclopedia", "reference")  # what is to be learnt, fixed before any run
 HELD_MEGABYTES = 0.25
 SHEETS = 900
-KEEP = {"all": 1.0, "keep-40": 0.4, "keep-15": 0.15}  # shares of the pool's tokens, best scores first
+KEEP = {"all": 1.0, "keep-40": 0.4, "keep-15": 0.15, "keep-5": 0.05}  # shares of the pool's text, best scores first
 VOCABULARY = 2048
 SEEDS = (0, 1, 2)
-FOLDERS = ("textbooks", "wikipedia", "jargon", "manpages", "manpages-dev", "classic-books", "dialogues", "tweets", "noise")
+FOLDERS = (
+    "textbooks",
+    "wikipedia",
+    "jargon",
+    "manpages",
+    "manpages-dev",
+    "classic-books",
+    "dialogues",
+    "tweets",
+    "noise",
+)
 
 
 def _share(text: str) -> float:
@@ -53,7 +63,7 @@ def _records(corpus: Path) -> Iterator[dict[str, Any]]:
 def _group(record: dict[str, Any]) -> str:
     """What is held out as a whole: a book; elsewhere a document."""
     meta = record["metadata"]
-    return meta["path"].partition("#")[0] if meta["tier"] in ("textbook", "literature") else record["id"]
+    return str(meta["path"].partition("#")[0] if meta["tier"] in ("textbook", "literature") else record["id"])
 
 
 def _write(path: Path, records: list[dict[str, Any]]) -> None:
@@ -112,18 +122,17 @@ def thresholds(stage: Path) -> dict[str, float]:
 
 
 def mixtures(limits: dict[str, float]) -> dict[str, list[dict[str, Any]]]:
-    """Phases of every mixture; those of one mixture share no document."""
-    web = {name: {"source": "web", "min_quality": limit, "max_epochs": 50} for name, limit in limits.items()}
-    web["all"] = {"source": "web", "max_epochs": 50}
-    synthetic = {"source": "synthetic", "max_epochs": 50}
-    found = {name: [{"name": "one", "tokens": 2_100_000, "sources": [web[name]]}] for name in KEEP}
+    """Phases of every mixture, which share no document; an arm of one phase without a length is read over and over."""
+    web: dict[str, dict[str, Any]] = {name: {"source": "web", "min_quality": limit} for name, limit in limits.items()}
+    web["all"] = {"source": "web"}
+    found: dict[str, list[dict[str, Any]]] = {name: [{"name": "one", "sources": [web[name]]}] for name in KEEP}
     for share in (10, 30):
-        both = [web["keep-40"] | {"weight": 100 - share}, synthetic | {"weight": share}]
-        found[f"synthetic-{share}"] = [{"name": "one", "tokens": 1_050_000, "sources": both}]
-    second = [web["keep-15"] | {"claim": 1, "weight": 1}, synthetic | {"weight": 1}]
+        both = [web["keep-40"] | {"weight": 100 - share}, {"source": "synthetic", "weight": share}]
+        found[f"synthetic-{share}"] = [{"name": "one", "tokens": 1_040_000, "sources": both}]
+    second = [web["keep-15"] | {"claim": 1, "weight": 1}, {"source": "synthetic", "weight": 1}]
     found["phases"] = [
-        {"name": "general", "tokens": 1_550_000, "sources": [web["all"] | {"claim": 1}]},
-        {"name": "chosen", "tokens": 520_000, "sources": second},
+        {"name": "general", "tokens": 780_000, "sources": [web["all"] | {"claim": 1}]},
+        {"name": "chosen", "tokens": 260_000, "sources": second},
     ]
     return found
 
@@ -160,6 +169,6 @@ def prepare(corpus: Path, questions: Path, folder: Path) -> None:
     limits = thresholds(stage)
     (folder / "thresholds.json").write_text(json.dumps(limits) + "\n")
     _mix(folder, "held", [{"name": f"held-{t}", "sources": [{"source": f"held-{t}"}]} for t in HELD], 0)
-    for seed in SEEDS:
-        for name, phases in mixtures(limits).items():
+    for name, phases in mixtures(limits).items():
+        for seed in SEEDS if "tokens" in phases[0] else SEEDS[:1]:
             _mix(folder, f"{name}-{seed}", phases, seed)

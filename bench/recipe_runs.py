@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import gzip
 import json
-import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -24,33 +23,44 @@ from recipe_corpus import HELD
 
 from phial.config import ModelConfig
 from phial.data.shards import ShardReader
-from phial.data.tokens import open_tokenizer
+from phial.gguf.open_tokenizer import open_tokenizer
 from phial.model.transformer import Transformer
 from phial.train.loop import LoopConfig, run_step
 from phial.train.objective import IGNORED, Batch, NextToken
-from phial.train.optim import OptimizerConfig, ScheduleConfig, make_optimizers
+from phial.train.optim import ScheduleConfig
+from phial.train.packed import row_of, stacked
+from phial.train.processes import OneProcess
+from phial.train.state import TrainState
 
-LENGTH, ROWS = 256, 8
+LENGTH, ROWS = 256, 4
 STEP = LENGTH * ROWS  # tokens
-WARMUP = 20
-RATE = 4e-3
+WARMUP = 40  # steps
+MUON, ADAM = 0.02, 4e-3  # peak rates of the layers' matrices, and of all else
 MODEL = ModelConfig(
     architecture="llama", n_vocab=2048, n_embd=128, n_layer=3, n_head=4, n_head_kv=4, head_dim=32, n_ff=320,
     n_ctx_train=LENGTH, rms_norm_eps=1e-5, rope_theta=1e4, rope_dim=32, rope_interleaved=False, tie_embeddings=True,
 )  # fmt: skip
 _HELD_WINDOWS, _TEST, _STORIES = 80, 40, 120
 
-Place = tuple[ShardReader, int]
+Place = tuple[ShardReader, int]  # a window's number in a folder of shards
 
 
-def places(folder: Path, tokens: int) -> list[Place]:
-    """The windows of a phase's first `tokens` tokens."""
-    reader = ShardReader(folder)
-    return [(reader, LENGTH * n) for n in range(tokens // LENGTH)]
+def epochs(folder: Path, steps: int, seed: int) -> list[Place]:
+    """The windows of so many steps: all of a phase in another order each time."""
+    reader, order = ShardReader(folder), random.Random(f"{folder.name} {seed}")
+    windows, wanted = range(reader.n_tokens // LENGTH), steps * ROWS
+    found: list[int] = []
+    while len(found) < wanted:
+        found += order.sample(windows, len(windows))
+    return [(reader, window) for window in found[:wanted]]
+
+
+def shuffled(order: Sequence[Place], seed: int) -> list[Place]:
+    return random.Random(seed).sample(list(order), len(order))
 
 
 class Windows:
-    """Batches: the windows in their order, each with its documents, so that none attends to another."""
+    """Batches: windows in a given order, each with its documents, so that none attends to another."""
 
     def __init__(self, order: Sequence[Place]) -> None:
         self.order = order
@@ -60,16 +70,7 @@ class Windows:
 
 
 def batch_of(chosen: Sequence[Place]) -> Batch:
-    """No target lies in another document than its token."""
-    found = [reader.window(position, LENGTH) for reader, position in chosen]
-    tokens = torch.stack([torch.from_numpy(window.tokens) for window in found])
-    documents = torch.stack([torch.from_numpy(window.documents) for window in found])
-    targets = torch.where(documents[:, 1:] == documents[:, :-1], tokens[:, 1:], IGNORED)
-    return {"tokens": tokens[:, :-1], "targets": targets, "documents": documents[:, :-1]}
-
-
-def shuffled(order: Sequence[Place], seed: int) -> list[Place]:
-    return random.Random(seed).sample(list(order), len(order))
+    return stacked([row_of(reader, window, LENGTH) for reader, window in chosen])
 
 
 class Judge:
@@ -81,7 +82,7 @@ class Judge:
         for tier in HELD:
             reader = ShardReader(folder / "mix/held" / f"held-{tier}")
             count = min(_HELD_WINDOWS, reader.n_tokens // LENGTH - 1)
-            order = [(reader, LENGTH * n) for n in range(count)]
+            order = [(reader, n) for n in range(count)]
             self.held[tier] = [batch_of(order[at : at + 16]) for at in range(0, count, 16)]
         lines = gzip.decompress(questions.read_bytes()).decode().splitlines()[:_STORIES]
         stories = [(f"Question: {q['question']}\nAnswer:", " " + q["answer"]) for q in map(json.loads, lines)]
@@ -150,46 +151,58 @@ class Series:
     about: dict[str, Any]
 
 
-def run(series: Series, judge: Judge, results: Path, rate: float = RATE) -> None:
+def new_model(seed: int) -> Transformer:
+    """Matrices of variance 1/inputs: at this width the usual 0.02 costs the first hundred steps."""
+    torch.manual_seed(seed)
+    model = Transformer(MODEL)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2 and "embed" not in name:
+            torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    return model
+
+
+def optimizers_of(model: Transformer) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for the embedding and the norms."""
+    names = [(name, weight) for name, weight in model.named_parameters()]
+    matrices = [weight for name, weight in names if weight.ndim == 2 and "embed" not in name]
+    others = [weight for name, weight in names if weight.ndim < 2 or "embed" in name]
+    muon = torch.optim.Muon(matrices, lr=MUON, momentum=0.95, weight_decay=0.01)
+    adam = torch.optim.AdamW(others, lr=ADAM, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    for optimizer in (muon, adam):
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return [muon, adam]
+
+
+def run(series: Series, judge: Judge, results: Path) -> None:
     """Train what has no result file yet, and write it."""
     missing = [b for b in sorted(series.budgets) if not (results / f"{series.name}-{b}.json").exists()]
-    if not missing:
-        return
-    torch.manual_seed(series.seed)
-    model = Transformer(MODEL)
-    optimizers = make_optimizers(model, OptimizerConfig(lr=rate))
-    step = 0
+    model = new_model(series.seed)
+    trunk = TrainState(model, optimizers_of(model))
     for budget in missing:
         started = time.process_time()
-        config = _config(budget, series)
-        fork = math.ceil(budget - series.decay * budget)
-        _train(model, optimizers, series, config, step, fork)
-        step, final = fork, copy.deepcopy(model)
-        finals = make_optimizers(final, OptimizerConfig(lr=rate))
-        for one, other in zip(finals, optimizers, strict=True):
-            one.load_state_dict(copy.deepcopy(other.state_dict()))
-        last = _train(final, finals, series, config, fork, budget)
+        schedule = ScheduleConfig(kind="wsd", warmup=WARMUP, decay=series.decay * budget)
+        config = LoopConfig(steps=budget, precision="bf16", seed=series.seed, schedule=schedule)
+        _train(trunk, series, config, round(budget - series.decay * budget))
+        branch = copy.deepcopy(model)
+        state = TrainState(branch, optimizers_of(branch), step=trunk.step)
+        for mine, other in zip(state.optimizers, trunk.optimizers, strict=True):
+            mine.load_state_dict(copy.deepcopy(other.state_dict()))
+        last = _train(state, series, config, budget)
         seconds = time.process_time() - started
-        found = {"name": series.name, "seed": series.seed, "steps": budget, "tokens": budget * STEP, "rate": rate}
-        found |= series.about | {"train_loss": last, "processor_seconds": seconds} | judge(final)
+        found: dict[str, Any] = {"name": series.name, "seed": series.seed, "steps": budget, "tokens": budget * STEP}
+        found |= series.about | {"train_loss": last, "processor_seconds": seconds} | judge(branch)
         partial = results / f"{series.name}-{budget}.partial"
         partial.write_text(json.dumps(found) + "\n", "utf-8")
         partial.rename(results / f"{series.name}-{budget}.json")
         losses = " ".join(f"{kind} {loss:.3f}" for kind, loss in found["loss"].items())
-        print(f"{series.name} {budget * STEP:,} tokens, {seconds:.0f} s: {losses}", flush=True)
+        right = " ".join(f"{kind} {share:.2f}" for kind, (_, share) in found["problems"].items())
+        print(f"{series.name} {budget * STEP:,} tokens, {seconds:.0f} s: {losses} | {right}", flush=True)
 
 
-def _config(budget: int, series: Series) -> LoopConfig:
-    schedule = ScheduleConfig(kind="wsd", warmup=WARMUP, decay=series.decay * budget)
-    return LoopConfig(steps=budget, precision="bf16", seed=series.seed, schedule=schedule)
-
-
-def _train(
-    model: Transformer, optimizers: Any, series: Series, config: LoopConfig, start: int, stop: int
-) -> float | None:
-    """Steps start to stop - 1; the mean loss of the last twenty."""
+def _train(state: TrainState, series: Series, config: LoopConfig, stop: int) -> float | None:
+    """Up to a step; the mean loss of the last fifty."""
     data, objective, losses = Windows(series.order), NextToken(), []
-    for step in range(start, stop):
-        row = run_step(model, optimizers, data.micro_batches(step), objective, config, step)
-        losses.append(row["loss"])
-    return sum(losses[-20:]) / len(losses[-20:]) if losses else None
+    while state.step < stop:
+        losses.append(run_step(state, data.micro_batches(state.step), objective, config, OneProcess())["loss"])
+    return sum(losses[-50:]) / len(losses[-50:]) if losses else None

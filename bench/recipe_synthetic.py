@@ -1,7 +1,8 @@
 """Synthetic exercises from templates, for bench/recipe.py: short problems in words with their working.
 
-A grid of kinds, people, things and numbers in place of a teacher model, which no machine at hand could run. Numbers (for
-orderings: names) that a hash holds back never stand in a training sheet, so a right answer was not learnt by heart.
+A grid of kinds, people, things and numbers in place of a teacher model, which no machine at hand could run. What
+hangs on numbers (in orderings: names) that a hash holds back never stands in a training sheet, so that a right
+answer was not learnt by heart.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ from typing import NamedTuple
 PEOPLE = "Ann Ben Carla David Emma Frank Grace Henry Ida Jack Kate Leo Mary Nora Oscar Paul Rosa Sam Tom Vera".split()
 THINGS = "apple book coin stone ticket card egg pencil shell button stamp orange cup letter flower bottle".split()
 BOXES = "box bag basket shelf row drawer".split()
-LARGER = ("tall", "taller", "tallest"), ("old", "older", "oldest"), ("fast", "faster", "fastest"), (
-    "strong",
-    "stronger",
-    "strongest",
+LARGER = (
+    ("tall", "taller", "tallest"),
+    ("old", "older", "oldest"),
+    ("fast", "faster", "fastest"),
+    (
+        "strong",
+        "stronger",
+        "strongest",
+    ),
 )
 HELD_BACK = 6  # one in so many
 PROBLEMS = 10  # on a sheet
@@ -76,8 +82,8 @@ def _order(r: random.Random) -> Problem:
     (_, more, most), (a, b, c) = r.choice(LARGER), r.sample(PEOPLE, 3)
     facts = [f"{a} is {more} than {b}.", f"{b} is {more} than {c}."]
     r.shuffle(facts)
-    return Problem(f"{facts[0]} {facts[1]} Who is the {most}?",
-                   f"{a} is {more} than {b} and {b} is {more} than {c}. The answer is {a}.", ("order", a, b, c))  # fmt: skip
+    answer = f"{a} is {more} than {b} and {b} is {more} than {c}. The answer is {a}."
+    return Problem(f"{facts[0]} {facts[1]} Who is the {most}?", answer, ("order", a, b, c))
 
 
 KINDS: dict[str, Callable[[random.Random], Problem]] = {
