@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from phial.config import ModelConfig
 from phial.model.transformer import Transformer
 from phial.train.loop import LoopConfig, train
 from phial.train.objective import IGNORED, Batch, NextToken
+from phial.train.packed import Packed, Phase
 
 TINY = ModelConfig(
     architecture="llama", n_vocab=64, n_embd=32, n_layer=2, n_head=4, n_head_kv=2, head_dim=8, n_ff=64, n_ctx_train=32,
@@ -39,22 +42,32 @@ class Counting:
         ]
 
 
-class Epochs:
-    """Forty rows, shuffled anew in each epoch of five steps, in two micro-batches a step.
+class Tokens:
+    """A source of short documents that are easy to tell apart from noise, in memory."""
+
+    def __init__(self, n_tokens: int, power: int) -> None:
+        self.n_tokens = n_tokens
+        self.tokens = np.arange(n_tokens) ** power % 64
+        self.documents = np.arange(n_tokens) // 37
+
+    def window(self, position: int, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return self.tokens[position : position + n + 1], self.documents[position : position + n + 1]
+
+
+class Phases(Packed):
+    """Two phases of seven steps each, more than an epoch of each one's data, in two micro-batches a step.
 
     Args:
         delay: seconds that a step's data take, so that a test can kill a run before its end.
     """
 
     def __init__(self, delay: float = 0.0) -> None:
+        super().__init__([Phase("one", Tokens(600, 2), 56), Phase("two", Tokens(700, 3), 56)], n=16, batch=8, micro=4)
         self.delay = delay
 
     def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Batch]:
         time.sleep(self.delay)
-        rows = (torch.arange(40)[:, None] * 7 + torch.arange(17) ** 2) % 64
-        epoch, place = divmod(step, 5)
-        order = torch.randperm(40, generator=torch.Generator().manual_seed(epoch))[8 * place : 8 * place + 8]
-        return [{"tokens": piece[:, :-1], "targets": piece[:, 1:]} for piece in rows[order].chunk(2)]
+        return super().micro_batches(step, rank, world)
 
 
 def tiny_model() -> Transformer:
@@ -73,11 +86,11 @@ def run(
     quiet: bool = True,
     **config: Any,
 ) -> Transformer:
-    """A run of 14 steps, a checkpoint every three, with accumulation, dropout and an average of the weights."""
+    """A run of 14 steps in two phases, a checkpoint every three, with accumulation, dropout and averaged weights."""
     torch.set_num_threads(1)
     model = tiny_model()
     settings = LoopConfig.model_validate({"steps": 14, "checkpoint_every": 3, "ema": 0.9, **config})
-    train(model, data or Epochs(delay), NextToken(), settings, folder, evaluate=evaluate, workers=workers, quiet=quiet)
+    train(model, data or Phases(delay), NextToken(), settings, folder, evaluate=evaluate, workers=workers, quiet=quiet)
     return model
 
 

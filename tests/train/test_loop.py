@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.train.counting import TINY, Counting, Epochs, run, tiny_model
+from tests.train.counting import TINY, Counting, Phases, run, tiny_model
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -70,7 +70,7 @@ def test_recomputed_layers_keep_less(tmp_path: Path) -> None:
     for recompute in (False, True):
         objective = Held()
         config = LoopConfig(steps=1, recompute=recompute)
-        train(tiny_model(), Epochs(), objective, config, tmp_path / str(recompute), quiet=True)
+        train(tiny_model(), Phases(), objective, config, tmp_path / str(recompute), quiet=True)
         held.append(objective.held)
     assert held[1] < held[0] / 2
 
@@ -83,7 +83,7 @@ def test_compiled_layers_give_the_same_losses(recompute: bool, tmp_path: Path) -
     for compile in (False, True):
         torch.manual_seed(0)
         config = LoopConfig(steps=5, compile=compile, recompute=recompute)
-        train(Transformer(TINY), Epochs(), NextToken(), config, tmp_path / str(compile), quiet=True)
+        train(Transformer(TINY), Phases(), NextToken(), config, tmp_path / str(compile), quiet=True)
         rows.append([row["loss"] for row in read_metrics(tmp_path / str(compile) / "metrics.jsonl")])
     assert rows[0] == pytest.approx(rows[1], rel=1e-5) and rows[0] != rows[1]
 
@@ -92,7 +92,7 @@ def test_the_average_is_what_is_evaluated_and_kept(tmp_path: Path) -> None:
     """Against the definition, from the weights after each step."""
     weights, evaluated = [], []
 
-    class Watching(Epochs):
+    class Watching(Phases):
         def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Batch]:
             weights.append(model.model.norm.weight.detach().clone())
             return super().micro_batches(step, rank, world)
@@ -124,7 +124,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint_before(
 
     config = LoopConfig(steps=9, checkpoint_every=2)
     with pytest.raises(PhialError, match="the loss of step 6 is .*, the norm of its gradient nan"):
-        train(tiny_model(), Epochs(), Breaks(), config, tmp_path, quiet=True)
+        train(tiny_model(), Phases(), Breaks(), config, tmp_path, quiet=True)
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000002", "00000004"]
 
@@ -136,12 +136,12 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
 
     config = LoopConfig(steps=9, checkpoint_every=1, evaluate_every=3)
     with pytest.raises(PhialError, match="after step 3 some weights"):
-        train(tiny_model(), Epochs(), NextToken(), config, tmp_path, evaluate=evaluate, quiet=True)
+        train(tiny_model(), Phases(), NextToken(), config, tmp_path, evaluate=evaluate, quiet=True)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000001", "00000002"]
 
 
 def test_a_step_without_targets_is_an_error(tmp_path: Path) -> None:
-    class Empty(Epochs):
+    class Empty(Phases):
         def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Batch]:
             pieces = super().micro_batches(step, rank, world)
             return [{**piece, "targets": torch.full_like(piece["targets"], IGNORED)} for piece in pieces]
@@ -158,7 +158,7 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stays(tmp_path: Path, mo
 
     monkeypatch.setattr(checkpoints, "save", full)
     with pytest.raises(PhialError, match="no checkpoint can be written to .*No space left"):
-        train(tiny_model(), Epochs(), NextToken(), LoopConfig(steps=9, checkpoint_every=2), tmp_path, quiet=True)
+        train(tiny_model(), Phases(), NextToken(), LoopConfig(steps=9, checkpoint_every=2), tmp_path, quiet=True)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["00000002"]
 
 

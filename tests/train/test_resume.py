@@ -19,6 +19,7 @@ from tests.train import counting
 from tests.train.counting import run
 
 from phial.errors import PhialError
+from phial.train import record
 from phial.train.metrics import read_metrics
 
 TIMES = {"seconds", "tokens_per_second"}
@@ -88,7 +89,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _stopped(folder: Path, step: int) -> None:
     """A run that has just done `step` steps, as if it had been killed there."""
 
-    class Dead(counting.Epochs):
+    class Dead(counting.Phases):
         def micro_batches(self, step_: int, rank: int = 0, world: int = 1) -> Any:
             if step_ == step:
                 raise ProcessLookupError
@@ -99,7 +100,7 @@ def _stopped(folder: Path, step: int) -> None:
 
 
 def test_a_killed_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
-    """In the middle of an epoch, with accumulation, dropout and an average, and read ahead by other processes."""
+    """In an epoch's middle, before or after the second phase begins, with accumulation, dropout and an average."""
     with started(tmp_path / "killed", after=random.randrange(4, 12), delay=0.05, workers=2) as process:
         time.sleep(random.random() * 0.05)
         process.kill()
@@ -145,6 +146,19 @@ def test_a_run_goes_on_only_with_its_own_configuration(stopped: Path, tmp_path: 
     assert len(starts) == 2 and all(start["versions"]["torch"] == torch.__version__ for start in starts)
 
 
+def test_checkpoints_without_a_manifest_are_nobodys(stopped: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(stopped, tmp_path / "orphan")
+    (folder / "manifest.json").unlink()
+    with pytest.raises(PhialError, match="has checkpoints and no manifest"):
+        run(folder)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "PATIENCE", 0.1)
+    with record.locked(tmp_path), pytest.raises(PhialError, match="another run trains in"):
+        run(tmp_path)
+
+
 def test_a_finished_run_is_loaded_not_repeated(tmp_path: Path) -> None:
     model = run(tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
@@ -158,7 +172,7 @@ def test_a_finished_run_is_loaded_not_repeated(tmp_path: Path) -> None:
 def test_an_interrupted_run_saves_its_step_and_goes_on(
     name: str, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    class Interrupted(counting.Epochs):
+    class Interrupted(counting.Phases):
         def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> Any:
             if step == 4:
                 os.kill(os.getpid(), signal.Signals[name])
@@ -176,7 +190,7 @@ def test_an_interrupted_run_saves_its_step_and_goes_on(
 
 
 def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
-    class Twice(counting.Epochs):
+    class Twice(counting.Phases):
         def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> Any:
             if step == 4:
                 os.kill(os.getpid(), signal.SIGINT)

@@ -28,6 +28,7 @@ class Log:
     ) -> None:
         self.folder, self.state, self.config, self.processes = folder, state, config, processes
         self.last: Row = {}
+        self._new = False
         self._metrics: Metrics | None = None
         shown = not quiet and processes.rank == 0
         self._progress = Progress(config.steps, state.step, config.log_every) if shown else None
@@ -46,12 +47,12 @@ class Log:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._stack.close()
-        if self._pictures is not None and kind is None:
+        if self._pictures is not None and kind is None and self._new:
             self._pictures.draw()
 
     def add(self, row: Row, pieces: Sequence[Batch]) -> None:
         """A step over those micro-batches is done."""
-        self.last = row
+        self.last, self._new = row, True
         if self._metrics is not None:
             self._metrics.add(row)
         if self._progress is not None:

@@ -34,7 +34,7 @@ from phial.train.metrics import Row
 from phial.train.objective import Batch, Objective
 from phial.train.optim import OptimizerConfig, ScheduleConfig, lr_factor, make_optimizers
 from phial.train.processes import OneProcess, Processes
-from phial.train.record import open_record
+from phial.train.record import locked, open_record
 from phial.train.state import Average, TrainState
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -91,12 +91,13 @@ def train(
     """
     processes = processes or OneProcess()
     folder.mkdir(parents=True, exist_ok=True)
-    if processes.rank == 0:
-        open_record(folder, {"loop": config.model_dump(mode="json"), "model": _described(model), **(about or {})})
-    processes.shard(model, config.precision)
-    optimizers = make_optimizers(model, config.optimizer)
-    state = TrainState(model, optimizers, Average(model, config.ema) if config.ema else None)
     with ExitStack() as stack:
+        if processes.rank == 0:
+            stack.enter_context(locked(folder))
+            open_record(folder, {"loop": config.model_dump(mode="json"), "model": _described(model), **(about or {})})
+        processes.shard(model, config.precision)
+        optimizers = make_optimizers(model, config.optimizer)
+        state = TrainState(model, optimizers, Average(model, config.ema) if config.ema else None)
         interrupt = stack.enter_context(Interrupt())
         checkpoints = Checkpoints(folder / "checkpoints", config.keep, processes)
         stack.callback(checkpoints.close)

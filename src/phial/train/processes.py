@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from phial.train.objective import Batch
@@ -68,7 +69,7 @@ class Processes(Protocol):
 
 
 class OneProcess:
-    """A process that trains alone."""
+    """A process that trains alone, on the GPU where there is one."""
 
     rank = 0
     world = 1
@@ -78,7 +79,8 @@ class OneProcess:
         return list(values)
 
     def shard(self, model: nn.Module, precision: str) -> None:
-        pass
+        if torch.cuda.is_available():
+            model.to("cuda")
 
     def rounds(self, pieces: Sequence[Batch]) -> list[tuple[Batch, float]]:
         return [(piece, 1.0) for piece in pieces]

@@ -1,4 +1,7 @@
-"""manifest.json of a run's folder: what is trained, with what, where; written first, compared when the run goes on."""
+"""manifest.json of a run's folder: what is trained, with what, where; written first, compared when the run goes on.
+
+A lock keeps a second run out of the folder.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,38 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from phial import __version__
 from phial.errors import PhialError
 from phial.manifest import write_json
 
+PATIENCE = 12.0  # seconds
 MANIFEST = "manifest.json"
 FREE = {"loop.log_every", "loop.checkpoint_every", "loop.keep"}  # what may change, because no weight depends on it
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Have a run's folder alone. Raises PhialError where another run has it.
+
+    Processes that read ahead share their parent's lock and live on for some seconds where it was killed: hence a wait.
+    """
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise PhialError(f"another run trains in {folder}", "wait for it, or name another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def open_record(folder: Path, config: Mapping[str, Any]) -> None:
@@ -28,6 +51,8 @@ def open_record(folder: Path, config: Mapping[str, Any]) -> None:
     path = folder / MANIFEST
     config = json.loads(json.dumps(config, default=str))
     record = read_record(path)
+    if not record and any(folder.glob("checkpoints/*")):
+        raise PhialError(f"{folder} has checkpoints and no {MANIFEST}", f"remove {folder} to start afresh")
     if record and (key := _difference(record["config"], config)):
         was, now = (_at(c, key) for c in (record["config"], config))
         hint = f"put it back, use another folder, or remove {folder} to start afresh"
