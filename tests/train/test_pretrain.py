@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import torch
 from tests.train.test_packed import Tokens
 
 from phial import Llama
+from phial.cli import console
+from phial.cli.app import app
 from phial.config_file import checked
 from phial.data.shards import ShardWriter, write_index
 from phial.data.vocabulary import write_vocabulary
@@ -157,9 +161,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_from_shards_to_an_answer(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from phial.cli import console
-    from phial.cli.app import app
-
     run = tmp_path / "run"
     assert console.run(app, ["train", "pretrain", str(corpus / "pretrain.toml"), "-o", str(run), "--json"]) == 0
     told = capsys.readouterr()
@@ -177,3 +178,37 @@ def test_shards_of_another_tokenizer_are_refused(corpus: Path, tmp_path: Path) -
     config = read_pretrain(corpus / "pretrain.toml").model_copy(update={"tokenizer": tmp_path / "vocabulary"})
     with pytest.raises(PhialError, match="general was made with another tokenizer"):
         run_pretraining(config, tmp_path / "run", print)
+
+
+def test_a_run_that_is_stopped_says_how_it_goes_on(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("phial.recipe.pretraining.run_pretraining", stopped)
+    status = console.run(app, ["train", "pretrain", str(corpus / "pretrain.toml"), "-o", str(tmp_path / "run")])
+    assert status == console.INTERRUPTED
+    assert f"the same command goes on from {tmp_path / 'run'}" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_one_line(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("phial.cli.extras.find_spec", lambda name: None if name == "torch" else object())
+    assert console.run(app, ["train", "pretrain", str(corpus / "pretrain.toml"), "-o", "run"]) == console.MISUSE
+    assert capsys.readouterr().err.splitlines()[0] == "error: torch is needed to train a model"
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_model_that_one_makes(corpus: Path, tmp_path: Path) -> None:
+    from phial.model.checkpoint import load
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    for name, start in (("one", [sys.executable, "-m"]), ("two", torchrun)):
+        command = [*start, "phial", "train", "pretrain", str(corpus / "pretrain.toml"), "-o", str(tmp_path / name)]
+        done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout)["model"] == str(tmp_path / name / "model")  # said once
+    one, two = (load(tmp_path / name / "model") for name in ("one", "two"))
+    for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=2e-3, msg=name)

@@ -27,6 +27,8 @@ def pretrain(config: Config, output: Output, workers: Workers = 0, as_json: opti
     except KeyboardInterrupt:
         console.note(f"stopped; the same command goes on from {output}")
         raise
+    if result is None:  # another process of torchrun says it
+        return
     if as_json:
         console.write_json(result)
     else:

@@ -27,6 +27,7 @@ from phial.data.run import run_stages
 from phial.data.sources import find_files
 from phial.data.vocabulary import texts_of, write_vocabulary
 from phial.data.word_problems import word_problems, worksheets
+from phial.errors import PhialError
 from phial.gguf import convert, quantize
 from phial.gguf.mixes import find_recipe
 from phial.recipe.pretraining import run_pretraining
@@ -42,8 +43,10 @@ _TOKENIZER = ("tokenizer.json", "tokenizer.model")
 def make(resolved: Resolved, say: Say, *, workers: int = 1) -> dict[str, Any]:
     """Carry out a recipe; the stages of its manifest. The same call goes on where one was stopped.
 
-    Raises PhialError as the stages do.
+    Raises PhialError as the stages do, and under torchrun: the stages but one are work for one process.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise PhialError("a recipe is one process's work", "torchrun goes with phial train pretrain")
     r = resolved
     r.output.mkdir(parents=True, exist_ok=True)
     stages = Stages(r.output, say)
@@ -137,7 +140,9 @@ def _pretrain_settings(r: Resolved) -> dict[str, Any]:
 
 
 def _pretrain(r: Resolved, say: Say) -> dict[str, Any]:
-    return run_pretraining(r.pretrain, r.output / "pretrain", say)
+    result = run_pretraining(r.pretrain, r.output / "pretrain", say)
+    assert result is not None
+    return result
 
 
 def _weights(model: Path) -> list[Path]:

@@ -12,16 +12,20 @@ from phial.data.shards import ShardReader, read_index
 from phial.errors import PhialError
 from phial.gguf.open_tokenizer import OpenTokenizer, open_tokenizer
 from phial.train import pretrain as pretraining
-from phial.train.pretrain import PretrainConfig
+from phial.train.parallel import torchrun_processes
+from phial.train.pretrain import PlannedPhase, PretrainConfig
 
 Say = Callable[[str], None]
 
 
-def run_pretraining(config: PretrainConfig, folder: Path, say: Say, *, workers: int = 0) -> dict[str, Any]:
-    """Pretrain as configured; {"model", "phases", "metrics"}.
+def run_pretraining(config: PretrainConfig, folder: Path, say: Say, *, workers: int = 0) -> dict[str, Any] | None:
+    """Pretrain as configured, together with the processes that torchrun started, if it did.
 
     Args:
         say: is told what the phases come to, before anything is trained.
+
+    Returns:
+        {"model", "phases", "metrics"} in the first process, None in the others.
 
     Raises PhialError for shards of another tokenizer, and as train.pretrain.pretrain().
     """
@@ -31,26 +35,35 @@ def run_pretraining(config: PretrainConfig, folder: Path, say: Say, *, workers: 
     sources = [_opened(phase.data, tokenizer) for phase in config.phases]
     validation = {} if config.validation is None else _by_source(config.validation, tokenizer)
     phases = pretraining.plan(pretraining.batches(config, sources))
+    with torchrun_processes() as processes:
+        if processes.rank == 0:
+            _say_phases(phases, validation, say)
+        metrics = pretraining.pretrain(
+            config,
+            sources,
+            {name: reader for name, reader in validation.items() if reader.n_tokens > 1},
+            folder,
+            n_vocab=tokenizer.tokenizer.n_vocab,
+            eos_id=tokenizer.eos_id,
+            workers=workers,
+            processes=processes,
+            about={"tokens": [_digest(source) for source in sources]},
+        )
+        if processes.rank:
+            return None
+    model = str(folder / pretraining.MODEL)
+    return {"model": model, "phases": [phase._asdict() for phase in phases], "metrics": metrics}
+
+
+def _say_phases(phases: list[PlannedPhase], validation: dict[str, ShardReader], say: Say) -> None:
     for phase in phases:
         say(
             f"phase {phase.name}: {phase.steps:,} steps, {phase.tokens:,} tokens, "
             f"{phase.epochs:.2f} epochs of {phase.unique_tokens:,}"
         )
-    held = {name: reader for name, reader in validation.items() if reader.n_tokens > 1}
-    for name in sorted(validation.keys() - held.keys()):
-        say(f"{name} has no validation text: its loss is not measured")
-    metrics = pretraining.pretrain(
-        config,
-        sources,
-        held,
-        folder,
-        n_vocab=tokenizer.tokenizer.n_vocab,
-        eos_id=tokenizer.eos_id,
-        workers=workers,
-        about={"tokens": [_digest(source) for source in sources]},
-    )
-    model = str(folder / pretraining.MODEL)
-    return {"model": model, "phases": [phase._asdict() for phase in phases], "metrics": metrics}
+    for name, reader in sorted(validation.items()):
+        if reader.n_tokens < 2:
+            say(f"{name} has no validation text: its loss is not measured")
 
 
 def _digest(reader: ShardReader) -> str:

@@ -5,8 +5,7 @@ ends with the row, and the targets that the one before it has are IGNORED. So an
 token of a document is nobody's target: what came before it says nothing about it.
 
 Windows are visited in another order each epoch, and everything is a function of the step: a run that goes on at step s
-needs s and nothing else. A phase's visits are shared out evenly over its steps; rows without a visit, fewer than a
-batch in a whole phase, are filled with rows without targets, so that every process has as many micro-batches.
+needs s and nothing else. A phase's visits are shared out evenly over its steps, so that no step has a lone window.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Packed:
 
     Args:
         n: tokens of a window.
-        batch: windows of a step, over all processes.
+        batch: most windows of a step, over all processes.
         micro: most windows that a process runs at once.
         shuffle: False reads windows in the order of the source, epoch after epoch.
 
@@ -65,39 +64,30 @@ class Packed:
     ) -> None:
         self.phases, self.n, self.batch, self.micro = list(phases), n, batch, micro
         self.seed, self.shuffle = seed, shuffle
-        self.windows = [count_windows(phase.source, n, phase.name) for phase in phases]
+        self.counts = [count_windows(phase.source, n, phase.name) for phase in phases]
         self.steps = [-(-phase.visits // batch) for phase in phases]
 
     def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Batch]:
-        """Process `rank`'s rows of a step. Raises ArgumentError where the batch cannot be shared evenly."""
-        if self.batch % world:
-            raise ArgumentError(
-                f"{self.batch} sequences a step for {world} processes", "make batch_tokens a multiple of both"
-            )
-        share = self.batch // world
-        places = self.places(step)[rank * share : (rank + 1) * share]
-        rows = [self._row(*place) for place in places]
-        return [stacked(rows[at : at + self.micro]) for at in range(0, share, self.micro)]
+        """Process `rank`'s rows of a step."""
+        number, windows = self.windows_of(step)
+        own = windows[rank * len(windows) // world : (rank + 1) * len(windows) // world]
+        rows = [row_of(self.phases[number].source, window, self.n) for window in own]
+        return [stacked(rows[at : at + self.micro]) for at in range(0, len(rows), self.micro)]
 
-    def places(self, step: int) -> list[tuple[int, int | None]]:
-        """The rows of a step: number of the phase, and the window there; None for a row that is filled up."""
+    def windows_of(self, step: int) -> tuple[int, list[int]]:
+        """The number of a step's phase, and the windows it reads there."""
         number = 0
         while number + 1 < len(self.phases) and step >= self.steps[number]:
             step -= self.steps[number]
             number += 1
         visits, steps = self.phases[number].visits, self.steps[number]
-        own = [self._window(number, v) for v in range(step * visits // steps, (step + 1) * visits // steps)]
-        return [(number, window) for window in [*own, *[None] * (self.batch - len(own))]]
+        return number, [self._window(number, v) for v in range(step * visits // steps, (step + 1) * visits // steps)]
 
     def _window(self, number: int, visit: int) -> int:
-        epoch, index = divmod(visit, self.windows[number])
+        epoch, index = divmod(visit, self.counts[number])
         if not self.shuffle:
             return index
-        return permuted(index, self.windows[number], f"{self.seed} {number} {epoch}")
-
-    def _row(self, number: int, window: int | None) -> Row:
-        tokens, targets, documents = row_of(self.phases[number].source, window or 0, self.n)
-        return tokens, np.full_like(targets, IGNORED) if window is None else targets, documents
+        return permuted(index, self.counts[number], f"{self.seed} {number} {epoch}")
 
 
 def count_windows(source: TokenSource, n: int, name: str) -> int:

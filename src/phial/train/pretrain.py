@@ -25,6 +25,7 @@ from phial.model.transformer import INITIAL_STD, Transformer
 from phial.train.loop import Evaluate, LoopConfig, train
 from phial.train.objective import NextToken
 from phial.train.packed import Packed, Phase, TokenSource, count_windows, row_of, stacked
+from phial.train.processes import OneProcess, Processes
 
 MODEL = "model"
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -189,7 +190,7 @@ def plan(data: Packed) -> list[PlannedPhase]:
     """What each phase comes to."""
     return [
         PlannedPhase(p.name, steps, p.visits * data.n, p.source.n_tokens, p.visits / windows)
-        for p, steps, windows in zip(data.phases, data.steps, data.windows, strict=True)
+        for p, steps, windows in zip(data.phases, data.steps, data.counts, strict=True)
     ]
 
 
@@ -246,6 +247,7 @@ def pretrain(
     n_vocab: int,
     eos_id: int,
     workers: int = 0,
+    processes: Processes | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train a new model through all phases and write it to `folder`/model; the last evaluation.
@@ -255,12 +257,14 @@ def pretrain(
         validation: the held-out tokens of each source.
         n_vocab, eos_id: the tokenizer's.
         workers: processes that read ahead.
+        processes: those that train this model together; None: this one alone, on its GPU where it has one.
         about: digests of what the phases hold; a run goes on only with the same.
 
     Raises PhialError for a shape, a phase or a run that is not right.
     """
     data = batches(config, phases)
-    model = new_model(config, n_vocab)
+    model = new_model(config, n_vocab).to("cuda" if torch.cuda.is_available() else "cpu")
+    processes = processes or OneProcess()
     evaluate = evaluation(config, validation) if validation else None
     objective = NextToken(config.z_loss)
     settings = config.model_dump(mode="json", include=_DECIDING)
@@ -272,9 +276,13 @@ def pretrain(
         folder,
         evaluate=evaluate,
         workers=workers,
+        processes=processes,
         about={"pretrain": settings, "visits": [phase.visits for phase in data.phases], **(about or {})},
     )
-    shutil.rmtree(folder / MODEL, ignore_errors=True)
-    ids = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
-    save(model, folder / MODEL, tokenizer_from=config.tokenizer, generation=ids)
+    whole = processes.whole(model)
+    if whole is not None:
+        shutil.rmtree(folder / MODEL, ignore_errors=True)
+        ids = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
+        assert isinstance(whole, Transformer)
+        save(whole, folder / MODEL, tokenizer_from=config.tokenizer, generation=ids)
     return last
