@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ def pretrain(config: Config, output: Output, workers: Workers = 0, as_json: opti
     except KeyboardInterrupt:
         console.note(f"stopped; the same command goes on from {output}")
         raise
-    if result is None:  # another process of torchrun says it
+    if os.environ.get("RANK", "0") != "0":  # the first of torchrun's processes says it
         return
     if as_json:
         console.write_json(result)

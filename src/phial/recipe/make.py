@@ -140,9 +140,7 @@ def _pretrain_settings(r: Resolved) -> dict[str, Any]:
 
 
 def _pretrain(r: Resolved, say: Say) -> dict[str, Any]:
-    result = run_pretraining(r.pretrain, r.output / "pretrain", say)
-    assert result is not None
-    return result
+    return run_pretraining(r.pretrain, r.output / "pretrain", say)
 
 
 def _weights(model: Path) -> list[Path]:

@@ -18,14 +18,11 @@ from phial.train.pretrain import PlannedPhase, PretrainConfig
 Say = Callable[[str], None]
 
 
-def run_pretraining(config: PretrainConfig, folder: Path, say: Say, *, workers: int = 0) -> dict[str, Any] | None:
-    """Pretrain as configured, together with the processes that torchrun started, if it did.
+def run_pretraining(config: PretrainConfig, folder: Path, say: Say, *, workers: int = 0) -> dict[str, Any]:
+    """Pretrain as configured, together with the processes that torchrun started; {"model", "phases", "metrics"}.
 
     Args:
         say: is told what the phases come to, before anything is trained.
-
-    Returns:
-        {"model", "phases", "metrics"} in the first process, None in the others.
 
     Raises PhialError for shards of another tokenizer, and as train.pretrain.pretrain().
     """
@@ -49,8 +46,6 @@ def run_pretraining(config: PretrainConfig, folder: Path, say: Say, *, workers: 
             processes=processes,
             about={"tokens": [_digest(source) for source in sources]},
         )
-        if processes.rank:
-            return None
     model = str(folder / pretraining.MODEL)
     return {"model": model, "phases": [phase._asdict() for phase in phases], "metrics": metrics}
 
