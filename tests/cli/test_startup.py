@@ -39,6 +39,7 @@ COMMANDS = [
     "data report",
     "train",
     "train pretrain",
+    "train longrope",
 ]
 HEAVY = [
     "numpy", "rich", "huggingface_hub", "prompt_toolkit", "jinja2", "tokenizers", "sentencepiece", "torch",

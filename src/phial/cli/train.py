@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import typer
 
-from phial.cli import options, train_pretrain
+from phial.cli import options, train_longrope, train_pretrain
 
 train = typer.Typer(
     name="train",
-    help="From token shards to a model: pretraining in phases.",
+    help="From token shards to a model: pretraining in phases, a longer context.",
     epilog="Example: phial train pretrain pretrain.toml --output runs/model",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -20,8 +20,11 @@ train = typer.Typer(
 )
 
 train.command(epilog="Example: phial train pretrain pretrain.toml --output runs/model")(train_pretrain.pretrain)
+train.command(epilog="Example: phial train longrope model/ -t 32768 --texts books/ -o runs/long")(
+    train_longrope.longrope
+)
 
 
 @train.callback()
 def group(helped: options.Help = False) -> None:
-    """From token shards to a model: pretraining in phases."""
+    """From token shards to a model: pretraining in phases, a longer context."""
