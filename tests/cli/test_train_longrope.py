@@ -57,7 +57,8 @@ def test_a_model_is_extended_and_the_same_command_reads_what_is_done(invoke, inp
     report = json.loads(again.out)
     assert report["target"] == 300 and report["original"] == 256 and len(report["long"]) == 8
     assert f"{report['rows'][-1]['perplexity']:.2f}" == rows[-1][2]
-    answer = invoke("perplexity", str(inputs / "texts" / "0.txt"), "-m", str(inputs / "run" / "model.gguf"), "-c", "290")
+    text, gguf = inputs / "texts" / "0.txt", inputs / "run" / "model.gguf"
+    answer = invoke("perplexity", str(text), "-m", str(gguf), "-c", "290")
     assert answer.status == 0 and "perplexity" in answer.out
 
 
