@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from phial.config import ModelConfig
 from phial.model.transformer import Transformer
@@ -45,10 +46,22 @@ class Uneven:
         return pieces[rank::world]
 
 
+def measured(model: nn.Module) -> dict[str, float]:
+    """The loss of a batch that is not trained on; more than one forward, as an evaluation has."""
+    objective, pieces = NextToken(), Uneven().micro_batches(1000)
+    total = sum(float(objective(model, piece).total) for piece in pieces)
+    return {"validation/loss": total / sum(objective.count(piece) for piece in pieces)}
+
+
 def run(processes: Processes, folder: str, fails_on: int | None = None, **settings: Any) -> None:
-    """Train in `folder`; each process draws other weights first, as only those of process 0 may count."""
+    """Train in `folder` and write its model.pt; each process draws other weights, of which those of process 0 count."""
     torch.manual_seed(processes.rank)
-    train(Transformer(TINY), Uneven(fails_on), NextToken(), LoopConfig(**settings), Path(folder), processes=processes)
+    model = Transformer(TINY)
+    config, data = LoopConfig(**settings), Uneven(fails_on)
+    train(model, data, NextToken(), config, Path(folder), evaluate=measured, processes=processes, quiet=True)
+    whole = processes.whole(model)
+    if whole is not None:
+        torch.save(whole.state_dict(), Path(folder) / "model.pt")
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ class Checkpoints:
             os.replace(partial, final)
             _sync(self.folder)
             self._remove_old()
+        self.processes.checkpoint_barrier()  # nobody ends before it has its name
         self.newest = counters["step"]
 
     def _remove_old(self) -> None:

@@ -107,8 +107,8 @@ def train(
         rank, world = processes.rank, processes.world
         steps = read_ahead(data, range(state.step, config.steps), workers=workers, rank=rank, world=world)
         _go(state, stack.enter_context(closing(steps)), objective, config, evaluate, log, checkpoints, interrupt)
-    if interrupt.asked:
-        raise KeyboardInterrupt(f"stopped by {interrupt.asked}; the run is complete")
+    if any(processes.sums([bool(interrupt.asked)])):
+        raise KeyboardInterrupt(f"stopped by {interrupt.asked or 'another process'}; the run is complete")
     if state.average:
         state.average.swap(model)
     return log.last
@@ -216,6 +216,7 @@ def _diverged(what: str) -> PhialError:
 
 def _stop(state: TrainState, checkpoints: Checkpoints, interrupt: Interrupt, processes: Processes) -> None:
     """Save what there is and end."""
+    checkpoints.wait()  # so that every process knows the same newest one
     if state.step and state.step != checkpoints.newest:
         _save(state, checkpoints, processes)
     checkpoints.wait()

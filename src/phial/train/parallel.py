@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from phial.errors import PhialError
 from phial.model.transformer import DecoderLayer
 from phial.train.objective import Batch
-from phial.train.processes import OneProcess, Processes
+from phial.train.processes import OneProcess, Processes, Trained
 
 TIMEOUT = timedelta(minutes=10)  # a process that waits longer for another gives up: nothing hangs for ever
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -35,8 +35,8 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 def torchrun_processes(timeout: timedelta = TIMEOUT) -> Iterator[Processes]:
     """The processes that torchrun has started together with this one; this one alone where it was started alone.
 
-    They talk through gloo on CPUs and through nccl on GPUs, one process a GPU. Where this process fails, it leaves
-    without waiting: the others find the connection closed, or torchrun ends them.
+    They talk through gloo on CPUs and, where there are GPUs, through nccl, one process a GPU. Where this process fails,
+    it leaves without waiting: the others find the connection closed, or torchrun ends them.
 
     Raises PhialError for an environment that is not whole, or for more processes than GPUs.
     """
@@ -87,20 +87,13 @@ class ManyProcesses:
         return list(tensor.tolist())
 
     def rounds(self, pieces: Sequence[Batch]) -> list[tuple[Batch, float]]:
-        lengths = self._gathered(len(pieces))
+        lengths = [int(n) for n in self.sums([len(pieces) * (rank == self.rank) for rank in range(self.world)])]
         most = max(lengths)
         spare: list[Any] = [pieces[0] if pieces else None]
         if min(lengths) == 0 < most:  # a process without any borrows one to go along with
-            dist.broadcast_object_list(spare, lengths.index(most), group=self.checkpoint_group)
+            dist.broadcast_object_list(spare, lengths.index(most), device=torch.device("cpu"))
         fill = pieces[0] if pieces else spare[0]
         return [(piece, 1.0) for piece in pieces] + [(fill, 0.0)] * (most - len(pieces))
-
-    def _gathered(self, number: int) -> list[int]:
-        """A number of every process."""
-        numbers = torch.zeros(self.world, dtype=torch.int64, device=self.device)
-        numbers[self.rank] = number
-        dist.all_reduce(numbers)
-        return list(numbers.tolist())
 
     def before_backward(self, model: nn.Module, last: bool) -> None:
         assert isinstance(model, FSDPModule), "shard() comes first"
@@ -113,7 +106,7 @@ class ManyProcesses:
     def checkpoint_barrier(self) -> None:
         dist.barrier(group=self.checkpoint_group)
 
-    def whole(self, model: nn.Module) -> nn.Module | None:
+    def whole(self, model: Trained) -> Trained | None:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state = get_model_state_dict(model, options=options)
         if self.rank != 0:
@@ -121,7 +114,7 @@ class ManyProcesses:
         assert isinstance(model, FSDPModule)
         original: Any = type(model).__mro__[2]  # FSDP2 has put its own class before the model's
         with torch.device("meta"):
-            copy: nn.Module = original(model.config)
+            copy: Trained = original(model.config)
         copy.load_state_dict(state, assign=True)
         return copy
 
@@ -150,3 +143,10 @@ def shard_model(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    model.register_forward_hook(_let_go)
+
+
+def _let_go(model: nn.Module, inputs: Any, output: Any) -> None:
+    """The last group stays gathered for the way back; without gradients there is none, and weights may change next."""
+    if isinstance(model, FSDPModule) and not torch.is_grad_enabled():
+        model.reshard()

@@ -257,13 +257,13 @@ def pretrain(
         validation: the held-out tokens of each source.
         n_vocab, eos_id: the tokenizer's.
         workers: processes that read ahead.
-        processes: those that train this model together; None: this one alone, on its GPU where it has one.
+        processes: those that train this model together; None: this one alone, on its GPU if it has one.
         about: digests of what the phases hold; a run goes on only with the same.
 
     Raises PhialError for a shape, a phase or a run that is not right.
     """
     data = batches(config, phases)
-    model = new_model(config, n_vocab).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = new_model(config, n_vocab)
     processes = processes or OneProcess()
     evaluate = evaluation(config, validation) if validation else None
     objective = NextToken(config.z_loss)
@@ -283,6 +283,5 @@ def pretrain(
     if whole is not None:
         shutil.rmtree(folder / MODEL, ignore_errors=True)
         ids = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
-        assert isinstance(whole, Transformer)
         save(whole, folder / MODEL, tokenizer_from=config.tokenizer, generation=ids)
     return last

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from phial.train.objective import Batch
+
+Trained = TypeVar("Trained", bound=nn.Module)
 
 
 class Processes(Protocol):
@@ -63,7 +65,7 @@ class Processes(Protocol):
         """Wait until all have come here, in the thread that writes checkpoints."""
         ...
 
-    def whole(self, model: nn.Module) -> nn.Module | None:
+    def whole(self, model: Trained) -> Trained | None:
         """The model with all its weights on rank 0, to be written; None elsewhere. Every process must call it."""
         ...
 
@@ -94,5 +96,5 @@ class OneProcess:
     def checkpoint_barrier(self) -> None:
         pass
 
-    def whole(self, model: nn.Module) -> nn.Module | None:
+    def whole(self, model: Trained) -> Trained | None:
         return model
