@@ -21,8 +21,8 @@ import torch
 from recipe_corpus import KEEP, SEEDS, prepare
 from recipe_runs import ROWS, Judge, Series, epochs, run, shuffled
 
-BUDGETS = (250, 500, 1000, 2000)  # steps of 1,024 tokens
-ONE = 1000  # the budget of (b) and (c)
+BUDGETS = (200, 400, 800, 1600)  # steps of 1,024 tokens
+ONE = 800  # the budget of (b)
 SECOND = 0.25  # share of phase 2, and of the decay of (b)
 
 
@@ -32,8 +32,8 @@ def filtered(folder: Path, arm: str, seed: int) -> Series:
 
 
 def synthetic(folder: Path, share: int, seed: int) -> Series:
-    order = epochs(folder / "mix" / f"synthetic-{share}-{seed}" / "one", ONE, seed)
-    return Series(f"c-{share}-{seed}", order, (ONE,), seed, 0.2, {"experiment": "c", "arm": f"synthetic-{share}"})
+    order = epochs(folder / "mix" / f"synthetic-{share}-{seed}" / "one", BUDGETS[-1], seed)
+    return Series(f"c-{share}-{seed}", order, BUDGETS[-2:], seed, 0.2, {"experiment": "c", "arm": f"synthetic-{share}"})
 
 
 def phases(folder: Path, arm: str, seed: int) -> Series:
@@ -56,10 +56,10 @@ def every_series(folder: Path) -> list[Series]:
     found: list[Series] = []
     for seed in SEEDS:
         found += [filtered(folder, arm, seed) for arm in list(KEEP)[:3]]
-        found += [synthetic(folder, share, seed) for share in (10, 30)]
+        found += [synthetic(folder, 20, seed)]
         found += [phases(folder, arm, seed) for arm in ("two phases", "one mixture")]
     for seed in SEEDS:
-        found += [filtered(folder, list(KEEP)[3], seed), phases(folder, "reversed", seed)]
+        found += [phases(folder, "reversed", seed), filtered(folder, list(KEEP)[3], seed), synthetic(folder, 40, seed)]
     return found
 
 
@@ -72,7 +72,7 @@ def main() -> None:
     options = parser.parse_args()
     results = options.folder / "results"
     if options.report:
-        recipe_report.report(results, ONE)
+        recipe_report.report(results, ONE, BUDGETS[-1])
         return
     torch.set_num_threads(1)
     prepare(options.corpus, options.questions, options.folder)

@@ -1,7 +1,7 @@
 """The pool, the held-out texts and the token shards of bench/recipe.py, made from bench/make_corpus.py's corpus.
 
-The pool `web` has the make-up of UNITS, in documents whose score alone says what they are. Held out are whole books,
-and documents of the other kinds by a hash, whatever their score; noise made from a held-out text goes, too. Then
+The pool `web` has the make-up of MEGABYTES, in documents whose score alone says what they are. Held out are documents
+by a hash, whatever their score, and four textbooks as a whole; noise made from a held-out text goes, too. Then
 phial's own stages: cleaning without rules of thumb (they would take the noise before the filter sees it), duplicates,
 scores, decontamination, a vocabulary, mixtures.
 """
@@ -28,11 +28,12 @@ MEGABYTES = {  # of the pool, by tier
     "textbook": 0.95, "encyclopedia": 0.45, "reference": 0.5, "literature": 2.8, "dialogue": 0.8, "chatter": 0.4,
     "noise": 1.3,
 }  # fmt: skip
-HELD = ("textbook", "encyclopedia", "reference", "literature", "dialogue", "noise")
+HELD = ("textbook", "other textbooks", "encyclopedia", "reference", "literature", "dialogue", "noise")
 GOOD = ("textbook", "encyclopedia", "reference")  # what is to be learnt, fixed before any run
 HELD_MEGABYTES = 0.25
-SHEETS = 900
-KEEP = {"all": 1.0, "keep-40": 0.4, "keep-15": 0.15, "keep-5": 0.05}  # shares of the pool's text, best scores first
+SHEETS = 1600
+OTHER_BOOKS = ("prealgebra-bundle", "anatomy-physiology", "college-algebra-bundle", "introductory-statistics-bundle")
+KEEP = {"all": 1.0, "keep-40": 0.4, "keep-10": 0.1, "keep-5": 0.05}  # shares of the pool's text, best scores first
 VOCABULARY = 2048
 SEEDS = (0, 1, 2)
 FOLDERS = (
@@ -48,6 +49,10 @@ FOLDERS = (
 )
 
 
+def _source(kind: str) -> str:
+    return "held-" + kind.replace(" ", "-")
+
+
 def _share(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
@@ -60,10 +65,12 @@ def _records(corpus: Path) -> Iterator[dict[str, Any]]:
                     yield json.loads(line)
 
 
-def _group(record: dict[str, Any]) -> str:
-    """What is held out as a whole: a book; elsewhere a document."""
-    meta = record["metadata"]
-    return str(meta["path"].partition("#")[0] if meta["tier"] in ("textbook", "literature") else record["id"])
+def _held(record: dict[str, Any]) -> str | None:
+    """The held-out kind that a document belongs to, if it does."""
+    tier, book = record["metadata"]["tier"], record["metadata"]["path"].partition(".")[0]
+    if tier == "textbook" and book in OTHER_BOOKS:
+        return "other textbooks"
+    return tier if tier in HELD and _share("held" + record["id"]) < 0.12 else None
 
 
 def _write(path: Path, records: list[dict[str, Any]]) -> None:
@@ -76,14 +83,14 @@ def write_sources(corpus: Path, folder: Path) -> dict[str, Any]:
     """The sources as phial reads them; megabytes by source and tier."""
     records = [r for r in _records(corpus) if r["metadata"].get("kind") != "mojibake"]
     records.sort(key=lambda r: _share("order" + r["id"]))
-    held = {r["id"] for r in records if r["metadata"]["tier"] in HELD and _share("held" + _group(r)) < 0.12}
+    held = {r["id"]: kind for r in records if (kind := _held(r))}
     size: Counter[tuple[str, str]] = Counter()
-    sources: dict[str, list[dict[str, Any]]] = {"web": [], **{f"held-{tier}": [] for tier in HELD}}
+    sources: dict[str, list[dict[str, Any]]] = {"web": [], **{_source(kind): [] for kind in HELD}}
     for record in records:
         tier = record["metadata"]["tier"]
         if tier not in MEGABYTES or record["metadata"].get("of", "") in held:
             continue
-        source = f"held-{tier}" if record["id"] in held else "web"
+        source = _source(held[record["id"]]) if record["id"] in held else "web"
         limit = MEGABYTES[tier] if source == "web" else HELD_MEGABYTES
         if size[source, tier] < 1e6 * limit:
             size[source, tier] += len(record["text"].encode())
@@ -96,7 +103,7 @@ def write_sources(corpus: Path, folder: Path) -> dict[str, Any]:
 
 
 def _settings(folder: Path, questions: Path) -> str:
-    names = [*(f"held-{tier}" for tier in HELD), "synthetic", "web"]  # of two copies the first source's stays
+    names = [*map(_source, HELD), "synthetic", "web"]  # of two copies the first source's stays
     rows = [f'[[sources]]\nname = "{n}"\npaths = ["sources/{n}"]\nlicence = "for measuring only"' for n in names]
     rows[-2] += "\nsynthetic = true"
     clean = "[clean]\nheuristics = []\nprofanity = 1.0"
@@ -126,13 +133,13 @@ def mixtures(limits: dict[str, float]) -> dict[str, list[dict[str, Any]]]:
     web: dict[str, dict[str, Any]] = {name: {"source": "web", "min_quality": limit} for name, limit in limits.items()}
     web["all"] = {"source": "web"}
     found: dict[str, list[dict[str, Any]]] = {name: [{"name": "one", "sources": [web[name]]}] for name in KEEP}
-    for share in (10, 30):
+    for share in (20, 40):
         both = [web["keep-40"] | {"weight": 100 - share}, {"source": "synthetic", "weight": share}]
-        found[f"synthetic-{share}"] = [{"name": "one", "tokens": 1_040_000, "sources": both}]
-    second = [web["keep-15"] | {"claim": 1, "weight": 1}, {"source": "synthetic", "weight": 1}]
+        found[f"synthetic-{share}"] = [{"name": "one", "tokens": 1_680_000, "sources": both}]
+    second = [web["keep-10"] | {"claim": 1, "weight": 1}, {"source": "synthetic", "weight": 1}]
     found["phases"] = [
-        {"name": "general", "tokens": 780_000, "sources": [web["all"] | {"claim": 1}]},
-        {"name": "chosen", "tokens": 260_000, "sources": second},
+        {"name": "general", "tokens": 630_000, "sources": [web["all"] | {"claim": 1}]},
+        {"name": "chosen", "tokens": 215_000, "sources": second},
     ]
     return found
 
@@ -168,7 +175,7 @@ def prepare(corpus: Path, questions: Path, folder: Path) -> None:
         phial("vocabulary", stage, "-o", folder / "vocabulary", "--size", str(VOCABULARY))
     limits = thresholds(stage)
     (folder / "thresholds.json").write_text(json.dumps(limits) + "\n")
-    _mix(folder, "held", [{"name": f"held-{t}", "sources": [{"source": f"held-{t}"}]} for t in HELD], 0)
+    _mix(folder, "held", [{"name": _source(k), "sources": [{"source": _source(k)}]} for k in HELD], 0)
     for name, phases in mixtures(limits).items():
         for seed in SEEDS if "tokens" in phases[0] else SEEDS[:1]:
             _mix(folder, f"{name}-{seed}", phases, seed)

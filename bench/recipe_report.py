@@ -17,11 +17,14 @@ from recipe_corpus import GOOD, HELD, KEEP
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # by number of seeds
 IMAGES = Path(__file__).parents[1] / "docs/images"
-COLOURS = {"all": "#8a8a8a", "keep-40": "#2a6f97", "keep-15": "#b5651d", "keep-5": "#7b4173"}
+COLOURS = {"all": "#8a8a8a", "keep-40": "#2a6f97", "keep-10": "#b5651d", "keep-5": "#7b4173"}
+PAIR = ("#2a6f97", "#b5651d", "#7b4173")
 NAMES = {"all": "unfiltered", **{name: f"best {share:.0%}" for name, share in KEEP.items() if share < 1}}
 INK = "#777777"
 Run = dict[str, Any]
 Measure = Callable[[Run], float]
+Key = tuple[str, str, int]  # experiment, arm, steps
+Contrast = tuple[str, Key, Key]  # a label, an arm, what it is compared with
 Interval = tuple[float, float, int]  # mean, half of the 95 % interval, seeds
 
 
@@ -43,8 +46,10 @@ def problem_loss(run: Run) -> float:
     return statistics.fmean(loss for loss, _ in run["problems"].values())
 
 
+KINDS: dict[str, Measure] = {kind: mean_of([kind]) for kind in (*HELD, "word problems")}
+KINDS |= {"template problems": problem_loss}
 GOOD_LOSS = mean_of(GOOD)
-LEFT_OUT = mean_of(kind for kind in HELD if kind not in GOOD)
+LEFT_OUT = mean_of(["literature", "dialogue", "noise"])
 
 
 def interval(values: list[float]) -> Interval:
@@ -58,15 +63,15 @@ class Results:
     """Finished runs by arm, steps and seed."""
 
     def __init__(self, folder: Path) -> None:
-        self.runs: dict[tuple[str, str, int], dict[int, Run]] = {}
+        self.runs: dict[Key, dict[int, Run]] = {}
         for path in sorted(folder.glob("*.json")):
             run = json.loads(path.read_text("utf-8"))
             self.runs.setdefault((run["experiment"], run["arm"], run["steps"]), {})[run["seed"]] = run
 
-    def level(self, key: tuple[str, str, int], measure: Measure) -> Interval:
+    def level(self, key: Key, measure: Measure) -> Interval:
         return interval([measure(run) for run in self.runs[key].values()])
 
-    def difference(self, key: tuple[str, str, int], base: tuple[str, str, int], measure: Measure) -> Interval:
+    def difference(self, key: Key, base: Key, measure: Measure) -> Interval:
         """Of the seeds that both have, `key` less `base`."""
         ours, theirs = self.runs[key], self.runs[base]
         return interval([measure(ours[seed]) - measure(theirs[seed]) for seed in sorted(set(ours) & set(theirs))])
@@ -97,16 +102,15 @@ def _filter_table(found: Results) -> str:
     return table(["tokens", "arm", "seeds", *kinds], rows)
 
 
-def _contrast_table(found: Results, base: tuple[str, str, int], arms: list[tuple[str, str, int]]) -> str:
-    kinds: dict[str, Measure] = {"good": GOOD_LOSS, **{kind: mean_of([kind]) for kind in (*HELD, "word problems")}}
-    kinds |= {"templates, loss": problem_loss, "templates, right": accuracy()}
-    arms = [arm for arm in arms if arm in found.runs]
-    head = ["held out", f"{base[1]} ({len(found.runs[base])} seeds)", *(f"{arm[1]}, less that" for arm in arms)]
-    rows = []
-    for name, measure in kinds.items():
-        rest = [shown(found.difference(arm, base, measure), sign=True) for arm in arms]
-        rows.append([name, shown(found.level(base, measure)), *rest])
-    return table(head, rows)
+def _contrast_table(found: Results, contrasts: list[Contrast]) -> str:
+    """A column for each arm and the difference of another to it."""
+    kinds: dict[str, Measure] = {"good": GOOD_LOSS, **KINDS, "templates, right": accuracy()}
+    head, columns = ["held out"], []
+    for label, arm, base in contrasts:
+        head += [f"{base[1]}, {base[2] * 1024 / 1e6:.2f} M", f"{label} ({len(found.runs[arm])} seeds)"]
+        columns += [[shown(found.level(base, m)) for m in kinds.values()]]
+        columns += [[shown(found.difference(arm, base, m), sign=True) for m in kinds.values()]]
+    return table(head, [[name, *cells] for name, *cells in zip(kinds, *columns, strict=True)])
 
 
 def _axes(count: int, width: float = 3.3, height: float = 2.9) -> tuple[Any, Any]:
@@ -168,61 +172,63 @@ def _filter_picture(found: Results) -> None:
     _save(figure, "recipe-filter.svg")
 
 
-def _phases_picture(found: Results, base: tuple[str, str, int], arms: dict[tuple[str, str, int], str]) -> None:
-    """Differences to one mixture by what is held out."""
-    figure, (axis,) = _axes(1, 6.6, 3.4)
-    kinds: dict[str, Measure] = {kind: mean_of([kind]) for kind in (*HELD, "word problems")}
-    kinds |= {"template problems": problem_loss}
-    for place, (arm, colour) in enumerate((arm, colour) for arm, colour in arms.items() if arm in found.runs):
-        values = [found.difference(arm, base, measure) for measure in kinds.values()]
-        y = [row + 0.18 * (2 * place - 1) for row in range(len(kinds))]
-        axis.errorbar([v[0] for v in values], y, xerr=[v[1] if math.isfinite(v[1]) else 0 for v in values], fmt="o",
-                      markersize=4, capsize=2.5, color=colour, label=arm[1])  # fmt: skip
+def _dots(axis: Any, found: Results, contrasts: list[Contrast], label: str) -> None:
+    """Differences by what is held out, a row a kind."""
+    for place, (name, arm, base) in enumerate(contrasts):
+        values = [found.difference(arm, base, measure) for measure in KINDS.values()]
+        y = [row + 0.3 * (place - (len(contrasts) - 1) / 2) for row in range(len(KINDS))]
+        reach = [half if math.isfinite(half) else 0.0 for _, half, _ in values]
+        axis.errorbar([mean for mean, _, _ in values], y, xerr=reach, fmt="o", markersize=4, capsize=2.5,
+                      color=PAIR[place], label=name)  # fmt: skip
     axis.axvline(0, color=INK, linewidth=1)
-    axis.set_yticks(range(len(kinds)), list(kinds))
+    axis.set_yticks(range(len(KINDS)), list(KINDS))
     axis.invert_yaxis()
-    axis.set_xlabel("held-out loss less that of one mixture, nats a token (left is better)", color=INK)
+    axis.set_xlabel(label, color=INK)
     axis.legend(frameon=False, labelcolor=INK, fontsize=8)
+
+
+def _phases_picture(found: Results, contrasts: list[Contrast]) -> None:
+    figure, (axis,) = _axes(1, 6.6, 3.6)
+    _dots(axis, found, contrasts, "held-out loss less that of one mixture, nats a token (left is better)")
     _save(figure, "recipe-phases.svg")
 
 
-def _synthetic_picture(found: Results, arms: dict[int, tuple[str, str, int]]) -> None:
-    """Loss and accuracy over the share of synthetic text."""
-    figure, (loss, right) = _axes(2, 3.9)
-    arms = {share: arm for share, arm in arms.items() if arm in found.runs}
-    base, x = arms[0], list(arms)
-    for name, measure, colour in (
-        ("good text", GOOD_LOSS, "#2a6f97"),
-        ("fiction, dialogue, noise", LEFT_OUT, "#8a8a8a"),
-        ("word problems people wrote", mean_of(["word problems"]), "#b5651d"),
-    ):
-        _bars(loss, x, [found.difference(arm, base, measure) for arm in arms.values()], colour, name)
-    loss.axhline(0, color=INK, linewidth=0.8)
-    kinds = list(next(iter(found.runs[base].values()))["problems"])
-    for kind, colour in zip(kinds, ("#2a6f97", "#61a5c2", "#b5651d", "#7b4173", "#4c956c", "#8a8a8a"), strict=True):
-        _bars(right, x, [found.level(arm, accuracy([kind])) for arm in arms.values()], colour, kind)
-    loss.set_title("held-out loss less that without", color=INK, fontsize=9)
+def _synthetic_picture(found: Results, contrasts: list[Contrast]) -> None:
+    """Differences in loss, and how many problems of each kind are right."""
+    figure, (loss, right) = _axes(2, 4.6, 3.6)
+    _dots(loss, found, contrasts, "held-out loss less that without, nats a token (left is better)")
+    kinds = list(next(iter(found.runs[contrasts[0][1]].values()))["problems"])
+    for place, (name, arm, _) in enumerate(contrasts):
+        x = [n + 0.25 * (place - (len(contrasts) - 1) / 2) for n in range(len(kinds))]
+        values = [found.level(arm, accuracy([kind])) for kind in kinds]
+        reach = [half if math.isfinite(half) else 0.0 for _, half, _ in values]
+        right.bar(x, [mean for mean, _, _ in values], 0.23, yerr=reach, color=PAIR[place], label=name,
+                  error_kw={"ecolor": INK, "capsize": 2})  # fmt: skip
+    right.set_xticks(range(len(kinds)), kinds)
+    right.set_ylim(0, 1)
     right.set_title("unseen template problems right, working and all", color=INK, fontsize=9)
-    for axis in (loss, right):
-        axis.set_xticks(x, [f"{share} %" for share in x])
-        axis.set_xlabel("share of synthetic text", color=INK)
-        axis.legend(frameon=False, labelcolor=INK, fontsize=7)
     _save(figure, "recipe-synthetic.svg")
 
 
-def report(results: Path, one: int) -> None:
-    """Everything there is; `one` is the budget of (b) and (c) in steps."""
+def report(results: Path, one: int, longest: int) -> None:
+    """Everything there is; (b) was run for `one` steps, (c) for these and `longest`."""
     found = Results(results)
-    mixture, two, wrong = (("b", arm, one) for arm in ("one mixture", "two phases", "reversed"))
-    shares = {0: ("a", "keep-40", one), 10: ("c", "synthetic-10", one), 30: ("c", "synthetic-30", one)}
     print("## Filtered against unfiltered (unfiltered: loss; filtered: difference to it)\n")
     print(_filter_table(found))
     _filter_picture(found)
-    if mixture in found.runs:
-        print("## Two phases against one mixture of the same windows\n")
-        print(_contrast_table(found, mixture, [two, wrong]))
-        _phases_picture(found, mixture, {two: "#2a6f97", wrong: "#b5651d"})
-    if shares[0] in found.runs and shares[10] in found.runs:
-        print("## Synthetic exercises in place of filtered text\n")
-        print(_contrast_table(found, shares[0], [shares[10], shares[30]]))
-        _synthetic_picture(found, shares)
+    mixture = ("b", "one mixture", one)
+    phases: list[Contrast] = [(arm, ("b", arm, one), mixture) for arm in ("two phases", "reversed")]
+    synthetic: list[Contrast] = []
+    for share in (20, 40):
+        for steps in (one, longest):
+            label = f"{share} % synthetic, {steps * 1024 / 1e6:.2f} M"
+            synthetic.append((label, ("c", f"synthetic-{share}", steps), ("a", "keep-40", steps)))
+    for title, contrasts, picture in (
+        ("Two phases against one mixture of the same windows", phases, _phases_picture),
+        ("Synthetic exercises in place of filtered text", synthetic, _synthetic_picture),
+    ):
+        there = [c for c in contrasts if c[1] in found.runs and c[2] in found.runs]
+        if there:
+            print(f"## {title}\n")
+            print(_contrast_table(found, there))
+            picture(found, there)

@@ -80,7 +80,7 @@ class Judge:
         tokenizer = open_tokenizer(str(folder / "vocabulary")).tokenizer
         self.held: dict[str, list[Batch]] = {}
         for tier in HELD:
-            reader = ShardReader(folder / "mix/held" / f"held-{tier}")
+            reader = ShardReader(folder / "mix/held" / f"held-{tier.replace(' ', '-')}")
             count = min(_HELD_WINDOWS, reader.n_tokens // LENGTH - 1)
             order = [(reader, n) for n in range(count)]
             self.held[tier] = [batch_of(order[at : at + 16]) for at in range(0, count, 16)]
