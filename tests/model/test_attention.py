@@ -105,13 +105,32 @@ def test_a_window_or_a_pattern_that_cuts_nothing_is_no_mask(n: int, causal: bool
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", MASKS)
-@pytest.mark.parametrize("path", ["sdpa", "flex", "auto"])
+@pytest.mark.parametrize("path", ["sdpa", "flex", "blockwise", "auto"])
 def test_every_path_equals_the_one_written_out(name: str, path: str) -> None:
     q, k, v = inputs()
     expected = plain_attention(q, k, v, MASKS[name].dense, 0.5)
     assert expected.std() > 0.1
     torch.testing.assert_close(attend(path, q, k, v, MASKS[name], 0.5), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(attend("plain", q, k, v, MASKS[name], 0.5), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_gradients_of_a_path_for_training_equal_those_of_the_one_written_out(name: str) -> None:
+    found = {}
+    for path in ("auto", "plain"):  # on a CPU "auto" is blockwise, but for patterns
+        leaves = [x.requires_grad_() for x in inputs()]
+        out = attend(path, *leaves, MASKS[name], 0.5)
+        by_out = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
+        found[path] = torch.autograd.grad(out, leaves, by_out)
+    for ours, theirs in zip(found["auto"], found["plain"], strict=True):
+        assert theirs.std() > 0.1
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_strips_hold_no_key_of_documents_that_ended_before_them() -> None:
+    # Documents begin at 30, 31, 121, 185 in the first row and at 15, 79, 169, 170 in the second.
+    assert [strip.keys.start for strip in MASKS["documents"].strips] == [0, 15, 79, 170]
+    assert [strip.keys.start for strip in MASKS["window"].strips] == [0, 45, 109, 173]
 
 
 @torch.no_grad()
@@ -143,15 +162,19 @@ def test_gradients_of_flex_equal_those_of_the_path_written_out(name: str, monkey
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_auto_is_flex_for_masks_on_a_gpu_and_else_the_fused_kernels(monkeypatch: Any) -> None:
-    monkeypatch.setattr(paths, "flexible_attention", lambda *_: "flex")
-    monkeypatch.setattr(paths, "fused_attention", lambda *_: "sdpa")
+def test_auto_is_flex_for_masks_on_a_gpu_and_blockwise_to_train_on_a_cpu_and_else_the_fused_kernels(
+    monkeypatch: Any,
+) -> None:
+    for name, path in (("flexible", "flex"), ("fused", "sdpa"), ("blockwise", "blockwise")):
+        monkeypatch.setattr(paths, f"{name}_attention", lambda *_, path=path: path)
     gpu, short, cpu = (
-        SimpleNamespace(is_cuda=kind == "cuda", device=torch.device(kind), shape=(2, 6, n, 12))
+        SimpleNamespace(is_cuda=kind == "cuda", device=torch.device(kind), shape=(2, 6, n, 12), requires_grad=True)
         for kind, n in (("cuda", 200), ("cuda", 100), ("cpu", 200))
     )
     chosen = [attend("auto", q, q, q, MASKS[m], 1.0) for q, m in ((gpu, "window"), (gpu, "causal"), (cpu, "window"))]
-    assert chosen == ["flex", "sdpa", "sdpa"]
+    assert chosen == ["flex", "sdpa", "blockwise"]
+    with torch.no_grad():
+        assert attend("auto", cpu, cpu, cpu, MASKS["window"], 1.0) == "sdpa"
     assert attend("auto", short, short, short, MASKS["window"], 1.0) == "sdpa"
 
 

@@ -157,10 +157,11 @@ def test_a_query_sees_exactly_window_keys_itself_included(tmp_path: Path, window
         assert torch.equal(ours(other)[0, -1], plain) is not changes
 
 
-def test_gradients_of_the_fused_path_equal_those_of_the_plain_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fast", ["sdpa", "auto"])
+def test_gradients_of_the_fast_paths_equal_those_of_the_plain_one(fast: str, tmp_path: Path) -> None:
     path, theirs = tiny_phi3(tmp_path, window=7, long_rope=True)
     gradients = []
-    for attention in ("sdpa", "plain"):
+    for attention in (fast, "plain"):
         model = load(Transformer(config_of(path), attention=attention), theirs)
         model.zero_grad()  # assigned weights are theirs, and so are their gradients
         model(random_tokens(model, 2, 70)).logsumexp(-1).mean().backward()

@@ -1,4 +1,5 @@
-"""Ways to compute attention: written out, by PyTorch's fused kernels, by FlexAttention, over phi-3-small's blocks.
+"""Ways to compute attention: written out, by PyTorch's fused kernels, by FlexAttention, by strips of queries, over
+phi-3-small's blocks.
 
 Shapes: B rows, T tokens, H query heads, K key heads, C head width. Key head j serves query heads j*H/K and on.
 """
@@ -14,10 +15,11 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from phial.errors import ArgumentError
+from phial.model.blockwise import blockwise_attention
 from phial.model.masks import KeyMask
 from phial.model.sparse import block_sparse_attention
 
-ATTENTION_PATHS = ("auto", "sdpa", "flex", "plain")
+ATTENTION_PATHS = ("auto", "sdpa", "flex", "blockwise", "plain")
 _FLEX_BLOCK = 128  # shorter rows have no block to skip
 _FLEX_NARROWEST = 16
 
@@ -25,19 +27,25 @@ _FLEX_NARROWEST = 16
 def attend(path: str, q: Tensor, k: Tensor, v: Tensor, mask: KeyMask, scale: float) -> Tensor:
     """Attention by one of ATTENTION_PATHS.
 
-    q: (B, H, T, C). k, v: (B, K, T, C). Returns (B, H, T, C). "auto" is FlexAttention for masks on a GPU, else "sdpa":
-    the fused kernels, or the pattern's blocks where there is one. Raises ArgumentError where FlexAttention would have
-    to give gradients on a CPU.
+    q: (B, H, T, C). k, v: (B, K, T, C). Returns (B, H, T, C). "auto" is FlexAttention for masks on a GPU, strips in
+    training on a CPU, else "sdpa": the fused kernels, or the pattern's blocks where there is one. Raises ArgumentError
+    where FlexAttention would have to give gradients on a CPU.
     """
+    learning = torch.is_grad_enabled() and q.requires_grad
     if path == "auto":
-        flexible = q.is_cuda and q.shape[2] >= _FLEX_BLOCK and not mask.is_causal
-        path = "flex" if flexible else "sdpa"
+        if q.is_cuda:
+            path = "flex" if q.shape[2] >= _FLEX_BLOCK and not mask.is_causal else "sdpa"
+        else:
+            # Where strips begin depends on the data, which would break a compiled graph.
+            path = "blockwise" if q.device.type == "cpu" and learning and not torch.compiler.is_compiling() else "sdpa"
     if path == "plain":
         return plain_attention(q, k, v, mask.dense, scale)
     if path == "flex":
-        if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
+        if q.device.type == "cpu" and learning:
             raise ArgumentError("FlexAttention gives no gradients on a CPU", "use attention='auto'")
         return flexible_attention(q, k, v, mask.blocks, scale)
+    if path == "blockwise" and mask.pattern is None:
+        return blockwise_attention(q, k, v, mask.strips, scale)
     if mask.is_causal:
         return fused_attention(q, k, v, None, scale)
     if mask.pattern is not None and mask.places.documents is None:

@@ -1,7 +1,7 @@
 """Which keys each query may see: causality, a sliding window, packed documents, phi-3-small's blocks.
 
-One definition, KeyMask.sees, over indices; written out as a tensor for the plain and the fused path, or summed up by
-blocks for FlexAttention, which skips the blocks of which nothing is seen.
+One definition, KeyMask.sees, over indices; written out as a tensor for the plain and the fused path, by strips of
+queries for training on a CPU, or summed up by blocks for FlexAttention, which skips those of which nothing is seen.
 
 Shapes: B rows, H query heads, T tokens.
 """
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from phial.model.blockwise import STRIP, Strip
 from phial.model.places import Places
 from phial.model.sparse import BlockPattern
 
@@ -60,6 +61,21 @@ class KeyMask:
         extents = (*self._extents, self.places.n_tokens, self.places.n_tokens)
         indices = (torch.arange(n or 1, device=self.places.positions.device) for n in extents)
         return self.sees(*(index.view([-1 if i == d else 1 for i in range(4)]) for d, index in enumerate(indices)))
+
+    @cached_property
+    def strips(self) -> list[Strip]:
+        """The same for blockwise attention, of a mask that all heads share."""
+        place = torch.arange(self.places.n_tokens, device=self.places.positions.device)
+        row = torch.arange(self._extents[0] or 1, device=place.device).view(-1, 1, 1, 1)
+        head = torch.zeros_like(row[:1])
+        strips = []
+        for first in range(0, len(place), STRIP):
+            queries = slice(first, min(first + STRIP, len(place)))
+            since = first - int(self.places.positions[:, first].max())  # where the longest document there began
+            keys = slice(since if self.window is None else max(since, first - self.window + 1), queries.stop)
+            seen = self.sees(row, head, place[queries].view(1, 1, -1, 1), place[keys])
+            strips.append(Strip(queries, keys, torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)))
+        return strips
 
     @cached_property
     def blocks(self) -> BlockMask:

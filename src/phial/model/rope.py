@@ -7,8 +7,11 @@ uses. Left out: searching for factors.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from phial.config import ModelConfig
 from phial.model.places import Places
@@ -37,9 +40,38 @@ def rotate(x: Tensor, tables: Tables, interleaved: bool = False) -> Tensor:
     because bfloat16 tables blur positions beyond a few hundred; returned in the type of x.
     """
     cos, sin = tables
+    if torch.compiler.is_compiling():
+        return _turn(x, cos, sin, interleaved)
+    turned: Tensor = _Turn.apply(x, cos, sin, interleaved)  # type: ignore[no-untyped-call]
+    return turned
+
+
+class _Turn(torch.autograd.Function):
+    """The way back of a rotation is the rotation the other way, so nothing of x is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.interleaved = interleaved
+        return _turn(x, cos, sin, interleaved)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_turned: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(by_turned, cos, -sin, ctx.interleaved), None, None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     dim = 2 * cos.shape[-1]
-    turning, rest = x[..., :dim].float(), x[..., dim:]
-    first, second = (turning[..., ::2], turning[..., 1::2]) if interleaved else turning.chunk(2, dim=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    joined = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
-    return torch.cat((joined.to(x.dtype), rest), dim=-1)
+    given = x.float()
+    turned = torch.empty_like(given)
+    turned[..., dim:] = given[..., dim:]
+    (a, b), (to_a, to_b) = (_pairs(y[..., :dim], interleaved) for y in (given, turned))
+    to_a.copy_(a * cos).addcmul_(b, sin, value=-1)
+    to_b.copy_(b * cos).addcmul_(a, sin)
+    return turned.to(x.dtype)
+
+
+def _pairs(x: Tensor, interleaved: bool) -> tuple[Tensor, ...]:
+    return (x[..., ::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)

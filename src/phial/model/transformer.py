@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,25 +19,12 @@ from phial.config import ModelConfig
 from phial.errors import ArgumentError
 from phial.model.attention import ATTENTION_PATHS, attend
 from phial.model.masks import KeyMask
+from phial.model.norm import RMSNorm
 from phial.model.places import token_places
 from phial.model.rope import Tables, rotary_tables, rotate
 
 Head = Callable[[Tensor, Tensor], Any]
 INITIAL_STD = 0.02  # Phi-3's initializer_range
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) in float32, back to the type of x, and only then times the weight (Phi-3's order)."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x.float()
-        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * y.to(x.dtype)
 
 
 def check_options(attention: str, dropout: float) -> None:
@@ -149,8 +135,8 @@ class Transformer(nn.Module):
     weights afterwards give a whole model. A tied model has no lm_head.
 
     Args:
-        attention: "auto", FlexAttention for masks on a GPU and else PyTorch's fused kernels; "sdpa", the latter;
-            "flex"; "plain", written out, for tests.
+        attention: "auto", FlexAttention for masks on a GPU, blockwise in training on a CPU, else PyTorch's fused
+            kernels; "sdpa", the latter; "flex"; "blockwise"; "plain", written out, for tests.
         dropout: on the embeddings and on what each half of a layer adds, in training mode; Phi-3 has none.
 
     Raises ArgumentError for an unknown attention path or a dropout outside 0..1 (1 excluded).

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from phial.train.cross_entropy import IGNORED as IGNORED
+from phial.train.cross_entropy import linear_cross_entropy
 
 Batch = Mapping[str, Tensor]
-IGNORED = -100  # a target that carries no loss
 
 
 class Loss(NamedTuple):
@@ -54,14 +54,7 @@ class NextToken:
         return int((batch["targets"] != IGNORED).sum())
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        head = partial(_cross_entropy, targets=batch["targets"])
-        nll, z = model(batch["tokens"], documents=batch.get("documents"), head=head)
-        total = nll + self.z_loss * z if self.z_loss else nll
-        return Loss(total, {"loss": nll.detach(), **({"z": z.detach()} if self.z_loss else {})})
-
-
-def _cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    logits = functional.linear(hidden, weight).float()
-    nll = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    z = torch.where(targets != IGNORED, logits.logsumexp(-1).square(), 0.0).sum()
-    return nll, z
+        head = partial(linear_cross_entropy, targets=batch["targets"], z_loss=self.z_loss)
+        total, squares = model(batch["tokens"], documents=batch.get("documents"), head=head)
+        nll = total.detach() - self.z_loss * squares
+        return Loss(total, {"loss": nll, **({"z": squares} if self.z_loss else {})})
