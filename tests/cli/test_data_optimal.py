@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.cli.conftest import Phial
@@ -12,7 +13,12 @@ from phial.config_file import checked
 from phial.data.document import Document, DocumentFile
 from phial.data.mixing import mix
 from phial.data.mixture import MixConfig
+from phial.data.optimal_config import OptimalConfig, read_optimal
+from phial.data.optimal_pools import make_pools
+from phial.data.optimal_runs import proxies, run_proxies
 from phial.data.vocabulary import write_vocabulary
+from phial.recipe.optimal import PretrainedProxies
+from phial.train.loop import run_step
 
 CONFIG = """
 [optimal]
@@ -82,10 +88,40 @@ def test_from_documents_to_a_choice(invoke: Phial, corpus: Path) -> None:
     assert "keep-rate" in again.out and "held out" not in again.out and "tiny, 2,560 tokens" in again.out
 
 
+def test_budgets_that_branch_off_one_run_are_trainings_of_their_own_bit_for_bit(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (corpus / "optimal.toml").write_text(CONFIG.replace('kind = "constant"', 'kind = "wsd", decay = 0.25'))
+    config = read_optimal(corpus / "optimal.toml").model_copy(update={"seeds": 1, "budgets": (640, 1280, 1920)})
+    alone, pools = config.model_copy(update={"one_run": False}), make_pools(config, corpus / "run")
+
+    def losses(asked: OptimalConfig, folder: str) -> list[tuple[int, float]]:
+        todo = [proxy for proxy in proxies(asked, pools) if proxy.keep == 1]
+        found = run_proxies(todo, asked.measure, corpus / folder, PretrainedProxies(asked), lambda done, text: None)
+        return sorted((one.tokens, one.loss) for one in found)
+
+    expected, steps, step = losses(alone, "each"), [], run_step
+
+    def counted(*arguments: Any) -> dict[str, Any]:
+        steps.append(len(steps))
+        if len(steps) == 18:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr("phial.train.loop.run_step", counted)
+    with pytest.raises(KeyboardInterrupt):
+        losses(config, "one")
+    assert losses(config, "one") == expected and len(expected) == 3
+    # 5 steps; 10, of which 3 were taken; 15, of which 7 were, until the 18th in all, 11 of the last branch being kept
+    assert len(steps) == 18 + 4
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ('kind = "constant"', 'kind = "wsd"', "one_run with the schedule 'wsd'"),
+        ('kind = "constant"', 'kind = "cosine"', "one_run with the schedule 'cosine'"),
+        ('kind = "constant"', 'kind = "wsd", decay = 0.6', "one_run with a decay of 0.6"),
+        ("warmup = 2 } }", "warmup = 0.1 } }", "one_run with a warmup of 0.1 of each budget"),
         ("1280", "1300", "one_run with a budget of 1300 tokens"),
         ("sequence = 16", "sequence = 16\nmax_epochs = 4", "max_epochs is decided by [optimal]"),
         ("micro_batch = 8", "micro_batch = 0", "micro_batch (0)"),

@@ -58,7 +58,7 @@ class OptimalConfig(BaseModel):
     budgets: tuple[int, ...] = Field(min_length=3, description="tokens of a training, rising")
     seeds: int = Field(3, ge=1, le=100, description="trainings of each kind")
     seed: int = Field(0, ge=0, description="of the pool, and the first one of the trainings")
-    one_run: bool = Field(False, description="one training at a constant rate for all budgets, measured at each")
+    one_run: bool = Field(False, description="one training for all budgets: its branches, or on the way")
     separate: tuple[str, ...] | None = Field(
         None, description="parameters by bucket, of a, b, tau, d; left out: chosen"
     )
