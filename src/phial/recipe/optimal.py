@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from phial.recipe.pretraining import run_pretraining
 from phial.train.metrics import METRICS, read_metrics
 from phial.train.pretrain import PretrainConfig
 
-CHECKPOINTS = "checkpoints"  # in a run's folder
 _DECIDED = ("tokenizer", "phases", "validation", "max_epochs", "name")
 
 
@@ -50,19 +47,18 @@ class PretrainedProxies:
             return [by_tokens[tokens] for tokens in proxy.at]
         rows, trunk = [], None
         for tokens in proxy.at:
-            branch = folder / str(tokens)
             fork = _stable_steps(self._settings(proxy.model, [("all", Path(), tokens)], 0), tokens)
-            if trunk is not None:
-                _go_on_from(trunk, branch)
-            rows.append(self._train(proxy, [(pool, tokens)], branch, checkpoint_every=fork))
-            trunk = branch / CHECKPOINTS / f"{fork:08d}"
+            rows.append(self._train(proxy, [(pool, tokens)], folder / str(tokens), trunk, checkpoint_every=fork))
+            trunk = folder / str(tokens) / "checkpoints" / f"{fork:08d}"
         return rows
 
-    def _train(self, proxy: Proxy, phases: list[tuple[Pool, int]], folder: Path, **loop: Any) -> dict[str, float]:
+    def _train(
+        self, proxy: Proxy, phases: list[tuple[Pool, int]], folder: Path, start: Path | None = None, **loop: Any
+    ) -> dict[str, float]:
         named = [(f"phase-{number}", pool.folder, tokens) for number, (pool, tokens) in enumerate(phases, 1)]
         settings = self._settings(proxy.model, named, proxy.seed)
         settings = settings.model_copy(update={"loop": settings.loop.model_copy(update=loop)})
-        return _numbers(run_pretraining(settings, folder, lambda text: None)["metrics"])
+        return _numbers(run_pretraining(settings, folder, lambda text: None, quiet=True, start=start)["metrics"])
 
     def _settings(self, model: ProxyModel, phases: list[tuple[str, Path, int]], seed: int) -> PretrainConfig:
         where = f"optimal.models, {model.name}: training"
@@ -115,14 +111,3 @@ def _stable_steps(settings: PretrainConfig, tokens: int) -> int:
     """The steps of a budget before its rate falls."""
     steps, decay = tokens // settings.batch_tokens, settings.loop.schedule.decay
     return steps - math.ceil(decay if decay >= 1 else decay * steps)
-
-
-def _go_on_from(trunk: Path, branch: Path) -> None:
-    """Give a run that has no checkpoint the one it would have written itself."""
-    own = branch / CHECKPOINTS
-    if own.exists():
-        return
-    partial = branch / f"{CHECKPOINTS}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(trunk, partial / trunk.name)
-    os.replace(partial, own)

@@ -18,11 +18,20 @@ from phial.train.pretrain import PlannedPhase, PretrainConfig
 Say = Callable[[str], None]
 
 
-def run_pretraining(config: PretrainConfig, folder: Path, say: Say, *, workers: int = 0) -> dict[str, Any]:
+def run_pretraining(
+    config: PretrainConfig,
+    folder: Path,
+    say: Say,
+    *,
+    workers: int = 0,
+    quiet: bool = False,
+    start: Path | None = None,
+) -> dict[str, Any]:
     """Pretrain as configured, together with the processes that torchrun started; {"model", "phases", "metrics"}.
 
     Args:
         say: is told what the phases come to, before anything is trained.
+        quiet, start: as for train.loop.train().
 
     Raises PhialError for shards of another tokenizer, and as train.pretrain.pretrain().
     """
@@ -45,6 +54,8 @@ def run_pretraining(config: PretrainConfig, folder: Path, say: Say, *, workers: 
             workers=workers,
             processes=processes,
             about={"tokens": [_digest(source) for source in sources]},
+            quiet=quiet,
+            start=start,
         )
     model = str(folder / pretraining.MODEL)
     return {"model": model, "phases": [phase._asdict() for phase in phases], "metrics": metrics}

@@ -88,12 +88,15 @@ class Checkpoints:
         for path in _folders(self.folder)[: -self.keep]:
             shutil.rmtree(path)
 
-    def restore(self, state: TrainState) -> None:
-        """Bring the state to the newest whole checkpoint; where there is none, leave it. Damaged ones are named.
+    def restore(self, state: TrainState, start: Path | None = None) -> None:
+        """Bring the state to the newest whole checkpoint; where there is none, to `start`. Damaged ones are named.
+
+        Args:
+            start: a checkpoint of another run; None: leave the state as it is.
 
         Raises PhialError where there are checkpoints and none is whole.
         """
-        found = _folders(self.folder)
+        found = _folders(self.folder) or ([] if start is None else [start])
         for path in reversed(found):
             problem = damage(path) if self.processes.rank == 0 else ""
             if not any(self.processes.sums([bool(problem)])):

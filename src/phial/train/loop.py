@@ -72,6 +72,7 @@ def train(
     processes: Processes | None = None,
     about: Mapping[str, Any] | None = None,
     quiet: bool = False,
+    start: Path | None = None,
 ) -> Row:
     """Train a model in place, from the newest checkpoint in the folder if there is one; the last row of the metrics.
 
@@ -85,6 +86,7 @@ def train(
         processes: those that train this model together; None: this one alone.
         about: what else the run depends on, for the manifest: a run goes on only with the same.
         quiet: nothing on stderr, no picture.
+        start: a checkpoint of another run, of which this one is to be a branch; taken where the folder has none.
 
     Raises PhialError where the loss or the gradient is no number, a step has no targets, the folder holds another run
     or no whole checkpoint; KeyboardInterrupt after Ctrl-C or SIGTERM, once the state is saved.
@@ -101,7 +103,7 @@ def train(
         interrupt = stack.enter_context(Interrupt())
         checkpoints = Checkpoints(folder / "checkpoints", config.keep, processes)
         stack.callback(checkpoints.close)
-        checkpoints.restore(state)
+        checkpoints.restore(state, start)
         log = stack.enter_context(Log(folder, state, config, processes, quiet=quiet))
         stack.enter_context(prepared_layers(model, recompute=config.recompute, compile=config.compile))
         rank, world = processes.rank, processes.world

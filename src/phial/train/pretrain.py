@@ -249,6 +249,8 @@ def pretrain(
     workers: int = 0,
     processes: Processes | None = None,
     about: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """Train a new model through all phases and write it to `folder`/model; the last evaluation.
 
@@ -259,6 +261,7 @@ def pretrain(
         workers: processes that read ahead.
         processes: those that train this model together; None: this one alone, on its GPU if it has one.
         about: digests of what the phases hold; a run goes on only with the same.
+        quiet, start: as for train.loop.train().
 
     Raises PhialError for a shape, a phase or a run that is not right.
     """
@@ -278,6 +281,8 @@ def pretrain(
         workers=workers,
         processes=processes,
         about={"pretrain": settings, "visits": [phase.visits for phase in data.phases], **(about or {})},
+        quiet=quiet,
+        start=start,
     )
     whole = processes.whole(model)
     if whole is not None:
