@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from phial.config import ModelConfig
 from phial.model.transformer import Transformer
 from phial.train.loop import LoopConfig, train
+from phial.train.muon import Muon
 from phial.train.objective import IGNORED, Batch, NextToken
 from phial.train.parallel import torchrun_processes
 from phial.train.processes import Processes
@@ -64,8 +67,26 @@ def run(processes: Processes, folder: str, fails_on: int | None = None, **settin
         torch.save(whole.state_dict(), Path(folder) / "model.pt")
 
 
+def compare_muon(processes: Processes) -> None:
+    """Three steps on slices against torch.optim.Muon on the whole matrices; raises where one bit differs."""
+    mesh = init_device_mesh("cpu", (processes.world,))
+    random = torch.Generator().manual_seed(0)
+    wholes = [nn.Parameter(torch.randn(shape, generator=random)) for shape in [(7, 12), (12, 7), (1, 5)]]
+    slices = [nn.Parameter(distribute_tensor(p.detach().clone(), mesh, [Shard(0)])) for p in wholes]
+    optimizers = torch.optim.Muon(wholes, lr=0.1), Muon(slices, lr=0.1)
+    for _ in range(3):
+        for whole, piece in zip(wholes, slices, strict=True):
+            whole.grad = torch.randn(whole.shape, generator=random)
+            piece.grad = distribute_tensor(whole.grad, mesh, [Shard(0)])
+        for optimizer in optimizers:
+            optimizer.step()
+    for whole, piece in zip(wholes, slices, strict=True):
+        assert isinstance(piece, DTensor)
+        assert torch.equal(piece.full_tensor(), whole)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with torchrun_processes() as together:
         for spec in json.loads(sys.argv[1]):
-            run(together, **spec)
+            compare_muon(together) if spec == "muon" else run(together, **spec)

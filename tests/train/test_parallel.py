@@ -27,7 +27,7 @@ from phial.train.processes import OneProcess
 TEN: dict[str, Any] = {"steps": 10, "checkpoint_every": 5, "keep": 9, "evaluate_every": 3}
 
 
-def torchrun(processes: int, *runs: dict[str, Any], timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def torchrun(processes: int, *runs: Any, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Runs one after the other in `processes` processes on this machine, with gloo."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -140,6 +140,13 @@ def test_every_way_to_train_has_the_losses_of_one_process(tmp_path: Path) -> Non
     for way, run in runs.items():
         alone(folder=str(tmp_path / "one" / way), **run)
         assert_same_losses(tmp_path / "one" / way, tmp_path / "two" / way, ways[way][1])
+
+
+@pytest.mark.slow
+def test_muon_on_slices_is_muon_on_whole_matrices_bit_for_bit() -> None:
+    """Slices of unequal size, or none, among them."""
+    result = torchrun(3, "muon")
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow
