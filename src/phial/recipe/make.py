@@ -30,6 +30,7 @@ from phial.data.word_problems import word_problems, worksheets
 from phial.errors import PhialError
 from phial.gguf import convert, quantize
 from phial.gguf.mixes import find_recipe
+from phial.gguf.open_tokenizer import open_tokenizer
 from phial.recipe.pretraining import run_pretraining
 from phial.recipe.recipe import PYTHON_DOCS, WORD_PROBLEMS, Resolved
 from phial.recipe.samples import write_samples
@@ -48,6 +49,8 @@ def make(resolved: Resolved, say: Say, *, workers: int = 1) -> dict[str, Any]:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise PhialError("a recipe is one process's work", "torchrun goes with phial train pretrain")
     r = resolved
+    if r.recipe.vocabulary is None:
+        open_tokenizer(str(r.tokenizer))  # said now, not after the data stages
     r.output.mkdir(parents=True, exist_ok=True)
     stages = Stages(r.output, say)
     if r.recipe.texts.python_docs is not None or r.recipe.texts.word_problems is not None:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from phial.config import ModelConfig
+from phial.config import PRESETS, ModelConfig
 from phial.config_file import checked, read_config
 from phial.data.config import RunConfig
 from phial.data.mixture import MixConfig
@@ -116,7 +116,7 @@ class Resolved(NamedTuple):
     """A recipe for one output folder: every stage's configuration, whole and checked.
 
     Attributes:
-        model: the shape; its vocabulary is only known here where the recipe trains one.
+        model: the shape; the size of a tokenizer that was there before is the preset's here, or 1.
     """
 
     recipe: Recipe
@@ -157,9 +157,15 @@ def resolve(file: Path, output: Path) -> Resolved:
         raise PhialError(f"{file}: [data] has a mix", "a recipe's mixture is a table of its own, [mix]")
     mix = checked(MixConfig, {"tokenizer": str(tokenizer), **recipe.mix}, f"{file} [mix]").beside(file)
     pretrain = checked(PretrainConfig, _pretrain_table(recipe, mix, tokenizer, output), f"{file} [pretrain]")
-    n_vocab = recipe.vocabulary.size if recipe.vocabulary else 0
-    shape = model_config(pretrain, n_vocab or 1)
+    shape = model_config(pretrain, _n_vocab(recipe, pretrain))
     return Resolved(recipe, file, output, data, tokenizer, mix, pretrain.beside(file), shape)
+
+
+def _n_vocab(recipe: Recipe, pretrain: PretrainConfig) -> int:
+    """Of the vocabulary that will be trained, or of the preset; the tokenizer, not opened here, has the last word."""
+    if recipe.vocabulary is not None:
+        return recipe.vocabulary.size
+    return PRESETS[pretrain.preset].n_vocab if pretrain.preset in PRESETS else 1
 
 
 def _sources(recipe: Recipe, output: Path) -> list[Any]:
