@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from phial.errors import ArgumentError, FormatError, PhialError
 from phial.tokenizer.builtin_templates import BUILTIN
@@ -27,6 +27,39 @@ __all__ = ["ChatTemplate", "Message"]
 _TURN_STARTS = ("<|assistant|>", "<|user|>", "<|system|>", "<|im_start|>", "<|start_header_id|>")
 _TURN_ENDS = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "</s>")
 _ROOM_PER_MESSAGE = 256  # characters of the sandbox's budget that every message adds, however short
+
+
+class Rendering(NamedTuple):
+    """A prompt twice: as text, and with each message's visible characters replaced by a private one of its own."""
+
+    messages: Sequence[Message]
+    masks: Sequence[str]
+    masked: str
+    text: str
+
+    @property
+    def lost(self) -> list[int]:
+        """Indices of the messages that leave no trace."""
+        present = set(self.masked)
+        held = enumerate(self.messages)
+        return [i for i, message in held if (message["content"] or "").strip() and self.masks[i] not in present]
+
+    def check_all_placed(self) -> None:
+        """Raises PhialError where a message is lost."""
+        if lost := self.lost:
+            raise PhialError(
+                f"the chat template has no place for the {self.messages[lost[0]]['role']} message "
+                f"(number {lost[0] + 1})",
+                "put its text into the first user message, or choose another built-in template, such as 'phi3-v2'",
+            )
+
+    def segments(self) -> list[tuple[str, bool]] | None:
+        """The text cut into the template's own parts (True) and messages' (False); None where the two renderings differ
+        in more than the masks."""
+        segments = _segments(self.text, self.masked, self.masks)
+        mirror = _segments(self.masked, self.masked, self.masks)
+        same = all(a == b for (a, trusted), (b, _) in zip(segments, mirror, strict=True) if trusted)
+        return segments if same else None
 
 
 class ChatTemplate:
@@ -78,9 +111,7 @@ class ChatTemplate:
 
     def lost_messages(self, messages: Sequence[Message]) -> list[int]:
         """Indices of the messages that leave no trace in the prompt. Raises as render()."""
-        talk = checked_messages(messages)
-        masks = self._masks(talk)
-        return self._lost(talk, masks, self._render(self._masked(talk, masks), True, datetime.now(), talk))
+        return self.rendering(messages, True, now=datetime.now()).lost
 
     def render(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, *, now: datetime | None = None
@@ -116,18 +147,25 @@ class ChatTemplate:
         """
         talk = checked_messages(messages)
         when = now or datetime.now()
-        masks = self._masks(talk)
-        masked = self._render(self._masked(talk, masks), add_generation_prompt, when, talk)
-        if strict and (lost := self._lost(talk, masks, masked)):
-            raise PhialError(
-                f"the chat template has no place for the {talk[lost[0]]['role']} message (number {lost[0] + 1})",
-                "put its text into the first user message, or choose another built-in template, such as 'phi3-v2'",
-            )
-        plain = self._render(talk, add_generation_prompt, when, talk)
-        segments = _aligned(plain, masked, masks)
+        found = self.rendering(talk, add_generation_prompt, now=when)
+        if strict:
+            found.check_all_placed()
+        segments = found.segments()
         if segments is None:
-            segments = self._escaped(talk, tokenizer, masked, masks, add_generation_prompt, when)
+            segments = self._escaped(talk, tokenizer, found, add_generation_prompt, when)
         return tokenizer.encode_segments(segments, add_bos=add_bos)
+
+    def rendering(
+        self, messages: Sequence[Message], add_generation_prompt: bool, *, now: datetime, masks: Sequence[str] = ()
+    ) -> Rendering:
+        """The prompt with what is known of where its characters come from. Raises as render().
+
+        masks: private characters for the messages and more, where two renderings are to be compared.
+        """
+        talk = checked_messages(messages)
+        masks = list(masks)[: len(talk)] or self._masks(talk)
+        masked = self._render(self._masked(talk, masks), add_generation_prompt, now, talk)
+        return Rendering(talk, masks, masked, self._render(talk, add_generation_prompt, now, talk))
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """Ids that end an answer: the tokenizer's, and those that would open another turn."""
@@ -159,17 +197,11 @@ class ChatTemplate:
         """Every visible character of message i replaced by masks[i]; white space stays, for templates that trim."""
         return [mapped(message, _mask_with(mask)) for message, mask in zip(talk, masks, strict=True)]
 
-    @staticmethod
-    def _lost(talk: Sequence[Message], masks: Sequence[str], masked: str) -> list[int]:
-        present = set(masked)
-        return [i for i, message in enumerate(talk) if (message["content"] or "").strip() and masks[i] not in present]
-
     def _escaped(
         self,
         talk: Sequence[Message],
         tokenizer: Tokenizer,
-        masked: str,
-        masks: Sequence[str],
+        found: Rendering,
         prompt: bool,
         now: datetime,
     ) -> list[tuple[str, bool]]:
@@ -180,7 +212,7 @@ class ChatTemplate:
         text = self._render([mapped(message, lambda s: s.translate(table)) for message in talk], prompt, now, talk)
         put_back = str.maketrans(dict(zip(substitutes, outer, strict=True)))
         segments = [(part.translate(put_back), trusted) for part, trusted in _segments(text, text, substitutes)]
-        if tokenizer.special_ids(segments) != tokenizer.special_ids(_segments(masked, masked, masks)):
+        if tokenizer.special_ids(segments) != tokenizer.special_ids(_segments(found.masked, found.masked, found.masks)):
             raise PhialError(
                 "the chat template builds control tokens from a message's text", "choose a built-in template"
             )
@@ -200,13 +232,6 @@ def _segments(text: str, masked: str, masks: Sequence[str]) -> list[tuple[str, b
         segments += [(text[done : found.start()], True), (text[found.start() : found.end()], False)]
         done = found.end()
     return [*segments, (text[done:], True)]
-
-
-def _aligned(plain: str, masked: str, masks: Sequence[str]) -> list[tuple[str, bool]] | None:
-    """Segments of `plain`, or None where the two renderings differ in more than the masks."""
-    segments, mirror = _segments(plain, masked, masks), _segments(masked, masked, masks)
-    same = all(a == b for (a, trusted), (b, _) in zip(segments, mirror, strict=True) if trusted)
-    return segments if same else None
 
 
 def _mask_with(mask: str) -> Callable[[str], str]:

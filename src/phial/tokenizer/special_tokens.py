@@ -54,8 +54,11 @@ class SpecialTokens:
         self._all = _Trie(table)
         self._user_defined = _Trie({text: i for text, i in table.items() if i not in self.control_ids})
 
-    def split(self, text: str, trusted: Sequence[tuple[int, int]]) -> Iterator[str | int]:
-        """Pieces of text and token ids, in order. `trusted` are disjoint ascending spans [start, end) of the text."""
+    def split(self, text: str, trusted: Sequence[tuple[int, int]]) -> Iterator[tuple[str | int, int]]:
+        """Pieces of text and token ids, in order, each with the character where it begins.
+
+        `trusted` are disjoint ascending spans [start, end) of the text.
+        """
         starts = [start for start, _ in trusted]
         trie = self._all if trusted else self._user_defined
         done = position = 0
@@ -70,14 +73,14 @@ class SpecialTokens:
                 position += 1
                 continue
             if position > done:
-                yield text[done:position]
-            yield token
+                yield text[done:position], done
+            yield token, position
             if token in self._rstrip:
                 while end < len(text) and text[end] in _WHITESPACE:
                     end += 1
             done = position = end
         if done < len(text):
-            yield text[done:]
+            yield text[done:], done
 
 
 class _Trie:

@@ -7,7 +7,8 @@ Llama rule), and decoding takes exactly that space away again, so decode(encode(
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, get_args
 
 from phial.errors import ArgumentError
@@ -73,20 +74,28 @@ class Tokenizer:
         Raises:
             ArgumentError: as encode().
         """
-        ids: list[int] = []
-        after_special = True
-        for piece in self._split(segments):
-            if isinstance(piece, int):
-                ids.append(piece)
-            else:
-                prefix = " " if after_special and self._vocabulary.add_space_prefix else ""
-                ids += self._model.encode(prefix + piece)
-            after_special = isinstance(piece, int)
-        return self._with_bos(ids, add_bos)
+        return self._with_bos([i for ids, _, _ in self._encoded(segments) for i in ids], add_bos)
 
     def special_ids(self, segments: Iterable[tuple[str, bool]]) -> list[int]:
         """The special tokens that encode_segments() would find, in order."""
-        return [piece for piece in self._split(segments) if isinstance(piece, int)]
+        return [piece for piece, _ in self._split(segments) if isinstance(piece, int)]
+
+    def encode_places(
+        self, segments: Sequence[tuple[str, bool]], *, add_bos: bool | None = None
+    ) -> tuple[list[int], list[int]]:
+        """encode_segments(), and for each id the character of the joined text where it begins.
+
+        Bytes inside a character have that character's place, a BOS that is added -1.
+
+        Raises:
+            ArgumentError: as encode(), or a token stands for what it does not spell.
+        """
+        ids, places = list[int](), list[int]()
+        for tokens, text, start in self._encoded(segments):
+            ids += tokens
+            places += self._places(tokens, text, start)
+        ids = self._with_bos(ids, add_bos)
+        return ids, [-1] * (len(ids) - len(places)) + places
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """Text of the ids, control tokens shown only if `special`. Bytes that are no UTF-8 become U+FFFD."""
@@ -128,7 +137,30 @@ class Tokenizer:
             return data if special or token not in self.control_ids else b""
         return data[1:] if after_special and self._vocabulary.add_space_prefix and data[:1] == b" " else data
 
-    def _split(self, segments: Iterable[tuple[str, bool]]) -> Iterator[str | int]:
+    def _encoded(self, segments: Iterable[tuple[str, bool]]) -> Iterator[tuple[list[int], str | None, int]]:
+        """Ids, the text they spell (None for a special token) and where it begins, piece by piece."""
+        after_special = True
+        for piece, start in self._split(segments):
+            if isinstance(piece, int):
+                yield [piece], None, start
+            else:
+                prefix = " " if after_special and self._vocabulary.add_space_prefix else ""
+                yield self._model.encode(prefix + piece), piece, start
+            after_special = isinstance(piece, int)
+
+    def _places(self, tokens: list[int], text: str | None, start: int) -> list[int]:
+        """Where the tokens of a piece begin; a prefix space takes no place."""
+        if text is None:
+            return [start]
+        of_byte = [start + i for i, character in enumerate(text) for _ in range(len(character.encode()))]
+        ends = list(accumulate(len(self.token_bytes(token)) for token in tokens))
+        prefix = ends[-1] - len(of_byte)
+        if prefix not in (0, 1):
+            raise ArgumentError(f"the tokens of {text!r:.40} do not spell it", "its vocabulary cannot write every text")
+        of_byte = [*of_byte[:1] * prefix, *of_byte]
+        return [of_byte[end] for end in [0, *ends[:-1]]]
+
+    def _split(self, segments: Iterable[tuple[str, bool]]) -> Iterator[tuple[str | int, int]]:
         parts, trusted, end = [], [], 0
         for part, is_trusted in segments:
             if is_trusted and part:
