@@ -15,6 +15,7 @@ from tests.gguf.hf_folders import make_folder
 from transformers import AutoModelForCausalLM
 
 from phial.config import longrope_attn_factor
+from phial.config_file import read_config
 from phial.engine.engine import Engine
 from phial.errors import ArgumentError, PhialError
 from phial.gguf.convert import hf_to_gguf
@@ -252,3 +253,10 @@ def test_another_plan_in_the_same_folder_and_impossible_targets_are_errors(
         config = QUICK.model_copy(update={"lengths": lengths})
         with pytest.raises(ArgumentError, match="context is 256"):
             extend(llama, documents, encode, target, config, tmp_path / "other")
+
+
+def test_the_documented_configuration_holds_the_defaults(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "concepts" / "long-context.md").read_text("utf-8")
+    (tmp_path / "longrope.toml").write_text(page.split("```toml\n")[1].split("```")[0])
+    read = read_config(tmp_path / "longrope.toml", LongropeConfig)
+    assert read == LongropeConfig(tune=TuneConfig(short_share=0.5))

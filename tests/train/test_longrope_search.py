@@ -16,7 +16,7 @@ STRETCH = 8.0
 PAIRS = 12
 OPTIMUM = tuple(float(x) for x in np.round(np.geomspace(1.0, 9.5, PAIRS), 2))
 SEEDS = {"pi": (STRETCH,) * PAIRS, "yarn": tuple(np.clip(np.linspace(-3, 14, PAIRS), 1, STRETCH).tolist())}
-QUICK = SearchConfig(population=24, parents=12, mutations=8, crossovers=8, iterations=12)
+QUICK = SearchConfig(population=32, parents=12, mutations=8, crossovers=8, iterations=12)
 
 
 class Distance:

@@ -247,7 +247,7 @@ class _Run:
         done = self.folder / name / "model"
         if not done.exists():
             set_config(self.model, self.config((1.0,) * len(long), tuple(long)))
-            data = MixedWindows(texts.tune, length, self.original, config, self.encode, self.settings.seed)
+            data = MixedWindows(texts.tune, length, self.original, config, self.encode, config.loop.seed)
             self.show(name, 0, config.loop.steps, "tuning")
             train(self.model, data, NextToken(), config.loop, self.folder / name, workers=workers)
             save(self.model, done)
