@@ -21,7 +21,9 @@ NAMES: tuple[Name, ...] = ("a", "b", "tau", "d")
 TAU = (0.25, 400.0)  # what a fit may find
 TAU_UNSEEN = (1.0, 100.0)  # what is thought possible without a measurement; the paper's are 2 to 9
 _B = (1e-4, 3.0)
-_CHOICES: tuple[tuple[Name, ...], ...] = (("b",), ("b", "tau"), ("a", "b"), ("a", "b", "tau"))
+_CHOICES: tuple[tuple[Name, ...], ...] = (
+    ("b",), ("b", "tau"), ("a", "b"), ("a", "b", "tau"), ("b", "d"), ("b", "tau", "d"),
+)  # fmt: skip
 
 
 class Point(NamedTuple):
@@ -89,7 +91,7 @@ def fit(
 
     Args:
         unique: tokens in each bucket, the best first.
-        separate: the parameters that each bucket has its own of; None: b, and a and tau where they explain more.
+        separate: the parameters that each bucket has its own of; None: b, and a or d, and tau, where they explain more.
 
     Raises PhialError where a bucket is in no pool of its own, or there are fewer losses than parameters.
     """

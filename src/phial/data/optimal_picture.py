@@ -42,6 +42,16 @@ def draw(results: Sequence[Result], keep_rates: Sequence[float], measure: str, f
             os.replace(partial, folder / f"optimal.{kind}")
 
 
+def _scale_tokens(axes: Any) -> None:
+    """A logarithmic axis with ticks at 1, 2 and 5 of each power, written as 500k and 2M."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
 def _grid(result: Result) -> Any:
     tokens = [point.tokens for point in result.fitted.points]
     return np.geomspace(0.9 * min(tokens), _BEYOND * max(tokens), 120)
@@ -70,7 +80,7 @@ def _losses(axes: Any, result: Result, keep_rates: Sequence[float], measure: str
         if cross.tokens is not None and cross.tokens <= grid[-1]:
             keep = list(keep_rates).index(cross.tighter) + 1
             axes.scatter([cross.tokens], fitted.law.loss(keep, cross.tokens), marker="x", s=60, color="black", zorder=4)
-    axes.set_xscale("log")
+    _scale_tokens(axes)
     axes.set(xlabel="tokens", ylabel=measure, title=f"{result.model}: law, measurements, crossovers (x)")
     axes.legend(frameon=False, fontsize=8)
 
@@ -95,8 +105,9 @@ def _apart(axes: Any, result: Result, keep_rates: Sequence[float]) -> None:
     for cross in result.crossings:
         if cross.tokens is not None and cross.tokens <= grid[-1]:
             axes.axvline(cross.tokens, color="black", linestyle=":", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set(xlabel="tokens", ylabel=f"loss less that of the best {100 * keep_rates[-1]:g} %", title="lower is better")
+    _scale_tokens(axes)
+    label = f"loss less that of the best {100 * keep_rates[-1]:g} %"
+    axes.set(xlabel="tokens", ylabel=label, title="what separates them; lower is better")
 
 
 def _shares(axes: Any, result: Result, measure: str) -> None:

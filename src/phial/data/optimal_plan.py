@@ -7,6 +7,7 @@ is looked for between the least and the greatest of them, nowhere else.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -140,11 +141,11 @@ def parameters(fitted: Fit, keep_rates: Sequence[float]) -> list[dict[str, Any]]
 
 
 def crossovers(fitted: Fit, keep_rates: Sequence[float], least: float, most: float) -> list[Crossover]:
-    """Where the looser of two neighbouring keep-rates overtakes the tighter, between `least` and `most` tokens."""
+    """Where the looser of two keep-rates overtakes the tighter, for each two, between `least` and `most` tokens."""
     grid = np.geomspace(least, most, 300)
     found = []
-    for tight in range(1, len(keep_rates)):
-        keep = np.concatenate([np.full(300, tight), np.full(300, tight + 1)])
+    for tight, loose in combinations(range(1, len(keep_rates) + 1), 2):
+        keep = np.concatenate([np.full(300, tight), np.full(300, loose)])
 
         def gap(losses: Array) -> Array:
             return losses[..., :300] - losses[..., 300:]
@@ -156,7 +157,9 @@ def crossovers(fitted: Fit, keep_rates: Sequence[float], least: float, most: flo
         low, high = np.quantile(times, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
         share = float(np.isfinite(times).mean())
         found.append(
-            Crossover(float(keep_rates[tight - 1]), float(keep_rates[tight]), at, _finite(low), _finite(high), share)
+            Crossover(
+                float(keep_rates[tight - 1]), float(keep_rates[loose - 1]), at, _finite(low), _finite(high), share
+            )
         )
     return found
 
