@@ -86,17 +86,23 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Dead(counting.Phases):
+    """Data that end the process, as it were, before a step is done."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> Any:
+        if step == self.step:
+            raise ProcessLookupError
+        return super().micro_batches(step, rank, world)
+
+
 def _stopped(folder: Path, step: int) -> None:
     """A run that has just done `step` steps, as if it had been killed there."""
-
-    class Dead(counting.Phases):
-        def micro_batches(self, step_: int, rank: int = 0, world: int = 1) -> Any:
-            if step_ == step:
-                raise ProcessLookupError
-            return super().micro_batches(step_, rank, world)
-
     with pytest.raises(ProcessLookupError):
-        run(folder, data=Dead())
+        run(folder, data=Dead(step))
 
 
 def test_a_killed_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
@@ -127,6 +133,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     run(folder)
     assert f"{newest}: {file.name} " in capsys.readouterr().err
     assert_same_run(whole, folder)
+
+
+def test_a_damaged_checkpoint_does_not_count_among_those_that_stay(stopped: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(stopped, tmp_path / "hurt")
+    (folder / "checkpoints" / "00000009" / "checkpoint.json").unlink()
+    with pytest.raises(ProcessLookupError):
+        run(folder, data=Dead(7), checkpoint_every=1)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["00000006", "00000007"]
 
 
 def test_checkpoints_that_are_all_damaged_are_an_error(stopped: Path, tmp_path: Path) -> None:

@@ -80,13 +80,16 @@ class Checkpoints:
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
             _sync(self.folder)
-            self._remove_old()
+            self._remove_others(counters["step"])
         self.processes.checkpoint_barrier()  # nobody ends before it has its name
         self.newest = counters["step"]
 
-    def _remove_old(self) -> None:
-        for path in _folders(self.folder)[: -self.keep]:
-            shutil.rmtree(path)
+    def _remove_others(self, step: int) -> None:
+        """All but the newest up to a step; later ones are damaged, or the run would have gone on from them."""
+        kept = [path for path in _folders(self.folder) if int(path.name) <= step][-self.keep :]
+        for path in _folders(self.folder):
+            if path not in kept:
+                shutil.rmtree(path)
 
     def restore(self, state: TrainState, start: Path | None = None) -> None:
         """Bring the state to the newest whole checkpoint; where there is none, to `start`. Damaged ones are named.
@@ -102,9 +105,11 @@ class Checkpoints:
             if not any(self.processes.sums([bool(problem)])):
                 return self._load(state, path)
             if problem:
-                print(f"{path}: {problem}; the checkpoint before it is used", file=sys.stderr)
+                print(f"{path}: {problem}; it is not used", file=sys.stderr)
         if found:
-            raise PhialError(f"no checkpoint of {self.folder} is whole", f"remove {self.folder} to start afresh")
+            raise PhialError(
+                f"no checkpoint of {found[0].parent} is whole", f"remove {found[0].parent} to start afresh"
+            )
 
     def _load(self, state: TrainState, path: Path) -> None:
         summary = json.loads((path / SUMMARY).read_text("utf-8"))
