@@ -174,3 +174,14 @@ def test_the_recipes_that_come_along_are_right(
     assert console.run(app, ["make", str(repository / "recipes" / f"{name}.toml"), "--check", "--json"]) == 0
     told: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert name in told["name"] and low < told["parameters"] < high
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_tiny_recipe_solves_problems_that_it_never_saw(repository: Path, tmp_path: Path) -> None:
+    stages = make(resolve(repository / "recipes" / "tiny.toml", tmp_path), print)
+    metrics = stages["pretrain"]["metrics"]["metrics"]
+    assert metrics["validation/word-problems/perplexity"] < 2
+    assert metrics["validation/python-docs/perplexity"] < 200  # a guess has 2,048
+    answered = stages["samples"]["metrics"]
+    assert answered["problems"] == 200 and answered["right"] >= 100

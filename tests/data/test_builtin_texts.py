@@ -9,7 +9,7 @@ import pytest
 
 from phial.data.arithmetic import equations
 from phial.data.python_docs import python_docs
-from phial.data.word_problems import Problem, word_problems, worksheets
+from phial.data.word_problems import Problem, word_problems
 from phial.errors import PhialError
 
 WORDS = "Words that say at some length what this does, so that the document is long enough to be one of those kept."
@@ -72,10 +72,10 @@ def test_every_answer_is_right() -> None:
 
 def test_held_out_problems_are_in_no_text() -> None:
     problems, held_out = word_problems(3000, 200, seed=4)
-    texts = "\n\n".join(worksheets(problems))
-    assert (len(problems), len(held_out), len(worksheets(problems, 5))) == (3000, 200, 600)
+    texts = "\n\n".join(problem.text for problem in problems)
+    assert (len(problems), len(held_out)) == (3000, 200)
     assert len({p.question for p in problems + held_out}) == 3200
-    assert all(p.text in texts for p in problems) and not any(p.question in texts for p in held_out)
+    assert not any(p.question in texts for p in held_out)
     assert word_problems(3000, 200, seed=4) == (problems, held_out)
     assert word_problems(3000, 200, seed=5) != (problems, held_out)
 

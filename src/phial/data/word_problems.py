@@ -2,7 +2,8 @@
 
 Six kinds: adding, taking away, both in a row, equal groups, who has more, and who is first in an order. Every answer
 shows its step before it says the result. Names, things and numbers are drawn; no two problems are the same, and the
-held-out ones are in no training text.
+held-out ones are in no training text. A problem is a document of its own: five in one taught a small model to mix up
+who has what (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -48,11 +49,6 @@ def word_problems(count: int, held_out: int = 0, seed: int = 0) -> tuple[list[Pr
         made.setdefault(problem.question, problem)
     problems = list(made.values())
     return problems[held_out:], problems[:held_out]
-
-
-def worksheets(problems: list[Problem], each: int = 5) -> list[str]:
-    """The problems as documents, a few in each."""
-    return ["\n\n".join(p.text for p in problems[at : at + each]) for at in range(0, len(problems), each)]
 
 
 def _adding(dice: random.Random) -> Problem:

@@ -26,7 +26,7 @@ from phial.data.python_docs import python_docs
 from phial.data.run import run_stages
 from phial.data.sources import find_files
 from phial.data.vocabulary import texts_of, write_vocabulary
-from phial.data.word_problems import word_problems, worksheets
+from phial.data.word_problems import word_problems
 from phial.errors import PhialError
 from phial.gguf import convert, quantize
 from phial.gguf.mixes import find_recipe
@@ -84,8 +84,8 @@ def _write_texts(r: Resolved) -> dict[str, Any]:
         numbers[PYTHON_DOCS] = _write_lines(r.texts / f"{PYTHON_DOCS}.jsonl", ({"text": t} for t in python_docs()))
     if (wanted := r.recipe.texts.word_problems) is not None:
         problems, held_out = word_problems(wanted.count, wanted.held_out, wanted.seed)
-        sheets = ({"text": text} for text in worksheets(problems))
-        numbers[WORD_PROBLEMS] = _write_lines(r.texts / f"{WORD_PROBLEMS}.jsonl", sheets)
+        texts = ({"text": problem.text} for problem in problems)
+        numbers[WORD_PROBLEMS] = _write_lines(r.texts / f"{WORD_PROBLEMS}.jsonl", texts)
         _write_lines(r.texts / HELD_OUT, ({"prompt": p.prompt, "answer": p.answer} for p in held_out))
     return {"documents": numbers}
 
