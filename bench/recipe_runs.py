@@ -78,6 +78,7 @@ class Judge:
 
     def __init__(self, folder: Path, questions: Path) -> None:
         tokenizer = open_tokenizer(str(folder / "vocabulary")).tokenizer
+        self.digits = torch.tensor([tokenizer.encode(digit)[0] for digit in "0123456789"])
         self.held: dict[str, list[Batch]] = {}
         for tier in HELD:
             reader = ShardReader(folder / "mix/held" / f"held-{tier.replace(' ', '-')}")
@@ -94,7 +95,8 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, model: Transformer) -> dict[str, Any]:
-        """Nats a token by kind; of the templates' problems also the share whose every answer token is the likeliest."""
+        """Nats a token by kind; of the templates' problems also the share whose every answer token is likeliest, and
+        the nats of the answers' digits, which the form of an answer does not give away."""
         model.eval()
         found: dict[str, Any] = {"loss": {}, "problems": {}}
         with torch.autocast("cpu", torch.bfloat16):
@@ -102,7 +104,15 @@ class Judge:
                 found["loss"][kind] = _measure(model, batches)[0]
             for kind, batches in self.problems.items():
                 found["problems"][kind] = _measure(model, batches)
+            digits = [
+                self._digits(batch) for kind, batches in self.problems.items() if kind != "order" for batch in batches
+            ]
+            found["digits"] = _measure(model, digits)[0]
         return found
+
+    def _digits(self, batch: Batch) -> Batch:
+        targets = batch["targets"]
+        return {**batch, "targets": targets.where(torch.isin(targets, self.digits), IGNORED)}
 
 
 def _padded(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> Iterator[Batch]:
