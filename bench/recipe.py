@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import recipe_report
 import torch
 from recipe_corpus import KEEP, SEEDS, prepare
-from recipe_runs import ROWS, Judge, Series, epochs, run, shuffled
+from recipe_runs import Judge, Series, epochs, run, shuffled
 
 BUDGETS = (200, 400, 800, 1600)  # steps of 1,024 tokens
 ONE = 800  # the budget of (b)
@@ -36,31 +36,29 @@ def synthetic(folder: Path, share: int, seed: int) -> Series:
     return Series(f"c-{share}-{seed}", order, BUDGETS[-2:], seed, 0.2, {"experiment": "c", "arm": f"synthetic-{share}"})
 
 
-def phases(folder: Path, arm: str, seed: int) -> Series:
-    """The same windows as two phases, as two phases the wrong way round, or as one mixture."""
-    mixture = folder / "mix" / f"phases-{seed}"
+def phases(folder: Path, kind: str, arm: str, seed: int) -> Series:
+    """The same windows as two phases or as one mixture; phase 2 is half exercises and half the best 10 %, or, gentle,
+    a fifth exercises and the rest of the best 40 %."""
+    mixture = folder / "mix" / f"{kind}-{seed}"
     second = round(SECOND * ONE)
     general, chosen = epochs(mixture / "general", ONE - second, seed), epochs(mixture / "chosen", second, seed)
-    order = {
-        "two phases": general + chosen,
-        "one mixture": shuffled(general + chosen, seed),
-        "reversed": chosen + general,
-    }[arm]
-    assert len(order) == ONE * ROWS
+    order = general + chosen if arm == "two phases" else shuffled(general + chosen, seed)
+    arm = arm.replace(" ", " gentle ") if kind == "gentle" else arm
     name = f"b-{arm.replace(' ', '-')}-{seed}"
     return Series(name, order, (ONE,), seed, SECOND, {"experiment": "b", "arm": arm})
 
 
 def every_series(folder: Path) -> list[Series]:
-    """All runs; a whole seed before the next, what matters least at the end."""
+    """All runs, a whole seed before the next."""
     found: list[Series] = []
+    arms = ("two phases", "one mixture")
     for seed in SEEDS:
-        found += [filtered(folder, arm, seed) for arm in list(KEEP)[:3]]
+        found += [filtered(folder, arm, seed) for arm in KEEP]
         found += [synthetic(folder, 20, seed)]
-        found += [phases(folder, arm, seed) for arm in ("two phases", "one mixture")]
+        found += [phases(folder, "phases", arm, seed) for arm in arms]
     for seed in SEEDS:
-        found += [phases(folder, "reversed", seed), filtered(folder, list(KEEP)[3], seed), synthetic(folder, 40, seed)]
-    return found
+        found += [phases(folder, "gentle", arm, seed) for arm in arms]
+    return found + [synthetic(folder, 40, seed) for seed in SEEDS]
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ GOOD = ("textbook", "encyclopedia", "reference")  # what is to be learnt, fixed 
 HELD_MEGABYTES = 0.25
 SHEETS = 1600
 OTHER_BOOKS = ("prealgebra-bundle", "anatomy-physiology", "college-algebra-bundle", "introductory-statistics-bundle")
-KEEP = {"all": 1.0, "keep-40": 0.4, "keep-10": 0.1, "keep-5": 0.05}  # shares of the pool's text, best scores first
+KEEP = {"all": 1.0, "keep-40": 0.4, "keep-10": 0.1}  # shares of the pool's text, best scores first
 VOCABULARY = 2048
 SEEDS = (0, 1, 2)
 FOLDERS = (
@@ -136,11 +136,12 @@ def mixtures(limits: dict[str, float]) -> dict[str, list[dict[str, Any]]]:
     for share in (20, 40):
         both = [web["keep-40"] | {"weight": 100 - share}, {"source": "synthetic", "weight": share}]
         found[f"synthetic-{share}"] = [{"name": "one", "tokens": 1_680_000, "sources": both}]
-    second = [web["keep-10"] | {"claim": 1, "weight": 1}, {"source": "synthetic", "weight": 1}]
-    found["phases"] = [
-        {"name": "general", "tokens": 630_000, "sources": [web["all"] | {"claim": 1}]},
-        {"name": "chosen", "tokens": 215_000, "sources": second},
-    ]
+    for name, best, weight in (("phases", "keep-10", 1), ("gentle", "keep-40", 4)):
+        second = [web[best] | {"claim": 1, "weight": weight}, {"source": "synthetic", "weight": 1}]
+        found[name] = [
+            {"name": "general", "tokens": 630_000, "sources": [web["all"] | {"claim": 1}]},
+            {"name": "chosen", "tokens": 215_000, "sources": second},
+        ]
     return found
 
 

@@ -17,8 +17,7 @@ from recipe_corpus import GOOD, HELD, KEEP
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # by number of seeds
 IMAGES = Path(__file__).parents[1] / "docs/images"
-COLOURS = {"all": "#8a8a8a", "keep-40": "#2a6f97", "keep-10": "#b5651d", "keep-5": "#7b4173"}
-PAIR = ("#2a6f97", "#b5651d", "#7b4173")
+PAIR = ("#2a6f97", "#b5651d", "#4c956c", "#7b4173")
 NAMES = {"all": "unfiltered", **{name: f"best {share:.0%}" for name, share in KEEP.items() if share < 1}}
 INK = "#777777"
 Run = dict[str, Any]
@@ -46,6 +45,11 @@ def problem_loss(run: Run) -> float:
     return statistics.fmean(loss for loss, _ in run["problems"].values())
 
 
+def digit_loss(run: Run) -> float:
+    """The first runs did not measure it."""
+    return float(run.get("digits", math.nan))
+
+
 KINDS: dict[str, Measure] = {kind: mean_of([kind]) for kind in (*HELD, "word problems")}
 KINDS |= {"template problems": problem_loss}
 GOOD_LOSS = mean_of(GOOD)
@@ -53,10 +57,11 @@ LEFT_OUT = mean_of(["literature", "dialogue", "noise"])
 
 
 def interval(values: list[float]) -> Interval:
-    """Mean and half-width; the latter infinite for a single seed."""
+    """Mean and half-width of what was measured; the latter infinite for a single seed."""
+    values = [value for value in values if not math.isnan(value)]
     n = len(values)
     half = T95[n] * statistics.stdev(values) / math.sqrt(n) if n > 1 else math.inf
-    return statistics.fmean(values), half, n
+    return statistics.fmean(values) if n else math.nan, half, n
 
 
 class Results:
@@ -78,8 +83,8 @@ class Results:
 
 
 def shown(value: Interval, places: int = 3, sign: bool = False) -> str:
-    mean, half, _ = value
-    return f"{mean:{'+' if sign else ''}.{places}f} ± {half:.{places}f}"
+    mean, half, n = value
+    return "not measured" if not n else f"{mean:{'+' if sign else ''}.{places}f} ± {half:.{places}f}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -104,7 +109,8 @@ def _filter_table(found: Results) -> str:
 
 def _contrast_table(found: Results, contrasts: list[Contrast]) -> str:
     """A column for each arm and the difference of another to it."""
-    kinds: dict[str, Measure] = {"good": GOOD_LOSS, **KINDS, "templates, right": accuracy()}
+    kinds: dict[str, Measure] = {"good": GOOD_LOSS, **KINDS, "digits of template answers": digit_loss}
+    kinds["template problems right"] = accuracy()
     head, columns = ["held out"], []
     for label, arm, base in contrasts:
         head += [f"{base[1]}, {base[2] * 1024 / 1e6:.2f} M", f"{label} ({len(found.runs[arm])} seeds)"]
@@ -140,48 +146,42 @@ def _bars(axis: Any, x: Sequence[float], values: list[Interval], colour: str, la
 
 
 def _filter_picture(found: Results) -> None:
-    """Loss on good text, and each filter's difference to no filter on good text and on what the filter drops."""
-    figure, (level, good, rest) = _axes(3)
+    """Each filter's difference to no filter, by what is held out."""
+    panels = {
+        "good (textbooks, encyclopedia, manuals)": GOOD_LOSS,
+        "textbooks, manuals": mean_of(["textbook", "reference"]),
+        "encyclopedia": KINDS["encyclopedia"],
+        "fiction, dialogue, noise": LEFT_OUT,
+    }
+    figure, axes = _axes(len(panels), 2.7)
     budgets = sorted({steps for experiment, _, steps in found.runs if experiment == "a"})
-    for place, arm in enumerate(KEEP):
-        there = [steps for steps in budgets if ("a", arm, steps) in found.runs]
-        x = [steps * 1024 / 1e6 * (1 + 0.03 * (place - 1.5)) for steps in there]  # side by side
-        if not there:
-            continue
-        _bars(level, x, [found.level(("a", arm, steps), GOOD_LOSS) for steps in there], COLOURS[arm], NAMES[arm])
-        if arm == "all":
-            continue
-        for axis, measure in ((good, GOOD_LOSS), (rest, LEFT_OUT)):
+    for axis, (title, measure) in zip(axes, panels.items(), strict=True):
+        for place, arm in enumerate(name for name in KEEP if name != "all"):
+            there = [steps for steps in budgets if ("a", arm, steps) in found.runs]
+            x = [steps * 1024 / 1e6 * (0.98 + 0.04 * place) for steps in there]  # side by side
             values = [found.difference(("a", arm, steps), ("a", "all", steps), measure) for steps in there]
-            _bars(axis, x, values, COLOURS[arm], NAMES[arm])
-    titles = (
-        "textbooks, encyclopedia, reference",
-        "the same, less unfiltered",
-        "fiction, dialogue, noise, less unfiltered",
-    )
-    for axis, title in zip((level, good, rest), titles, strict=True):
+            _bars(axis, x, values, PAIR[place], NAMES[arm])
+        axis.axhline(0, color=INK, linewidth=1, linestyle=":")
         axis.set_xscale("log")
         axis.set_xticks([steps * 1024 / 1e6 for steps in budgets], [f"{steps * 1024 / 1e6:.2g} M" for steps in budgets])
         axis.minorticks_off()
         axis.set_xlabel("tokens trained on", color=INK)
         axis.set_title(title, color=INK, fontsize=9)
-    for axis in (good, rest):
-        axis.axhline(0, color=COLOURS["all"], linewidth=1)
-    level.set_ylabel("held-out loss, nats a token", color=INK)
-    level.legend(frameon=False, labelcolor=INK, fontsize=8)
+    axes[0].set_ylabel("loss less that of unfiltered, nats", color=INK)
+    axes[0].legend(frameon=False, labelcolor=INK, fontsize=8)
     _save(figure, "recipe-filter.svg")
 
 
-def _dots(axis: Any, found: Results, contrasts: list[Contrast], label: str) -> None:
+def _dots(axis: Any, found: Results, contrasts: list[Contrast], kinds: dict[str, Measure], label: str) -> None:
     """Differences by what is held out, a row a kind."""
     for place, (name, arm, base) in enumerate(contrasts):
-        values = [found.difference(arm, base, measure) for measure in KINDS.values()]
-        y = [row + 0.3 * (place - (len(contrasts) - 1) / 2) for row in range(len(KINDS))]
+        values = [found.difference(arm, base, measure) for measure in kinds.values()]
+        y = [row + 0.3 * (place - (len(contrasts) - 1) / 2) for row in range(len(kinds))]
         reach = [half if math.isfinite(half) else 0.0 for _, half, _ in values]
         axis.errorbar([mean for mean, _, _ in values], y, xerr=reach, fmt="o", markersize=4, capsize=2.5,
                       color=PAIR[place], label=name)  # fmt: skip
     axis.axvline(0, color=INK, linewidth=1)
-    axis.set_yticks(range(len(KINDS)), list(KINDS))
+    axis.set_yticks(range(len(kinds)), list(kinds))
     axis.invert_yaxis()
     axis.set_xlabel(label, color=INK)
     axis.legend(frameon=False, labelcolor=INK, fontsize=8)
@@ -189,24 +189,31 @@ def _dots(axis: Any, found: Results, contrasts: list[Contrast], label: str) -> N
 
 def _phases_picture(found: Results, contrasts: list[Contrast]) -> None:
     figure, (axis,) = _axes(1, 6.6, 3.6)
-    _dots(axis, found, contrasts, "held-out loss less that of one mixture, nats a token (left is better)")
+    _dots(axis, found, contrasts, KINDS, "held-out loss less that of one mixture, nats a token (left is better)")
     _save(figure, "recipe-phases.svg")
 
 
 def _synthetic_picture(found: Results, contrasts: list[Contrast]) -> None:
-    """Differences in loss, and how many problems of each kind are right."""
-    figure, (loss, right) = _axes(2, 4.6, 3.6)
-    _dots(loss, found, contrasts, "held-out loss less that without, nats a token (left is better)")
-    kinds = list(next(iter(found.runs[contrasts[0][1]].values()))["problems"])
-    for place, (name, arm, _) in enumerate(contrasts):
-        x = [n + 0.25 * (place - (len(contrasts) - 1) / 2) for n in range(len(kinds))]
-        values = [found.level(arm, accuracy([kind])) for kind in kinds]
+    """What exercises cost elsewhere, and what they teach about unseen exercises."""
+    figure, (elsewhere, own) = _axes(2, 4.6, 3.4)
+    others = {kind: measure for kind, measure in KINDS.items() if kind != "template problems"}
+    _dots(elsewhere, found, contrasts, others, "held-out loss less that without, nats a token")
+    measures = {"all tokens": problem_loss, "digits": digit_loss}
+    longest = contrasts[-1][2]
+    arms = {"none": longest, **{name.partition(",")[0]: arm for name, arm, _ in contrasts if arm[2] == longest[2]}}
+    for place, (name, arm) in enumerate(arms.items()):
+        values = [found.level(arm, measure) for measure in measures.values()]
         reach = [half if math.isfinite(half) else 0.0 for _, half, _ in values]
-        right.bar(x, [mean for mean, _, _ in values], 0.23, yerr=reach, color=PAIR[place], label=name,
-                  error_kw={"ecolor": INK, "capsize": 2})  # fmt: skip
-    right.set_xticks(range(len(kinds)), kinds)
-    right.set_ylim(0, 1)
-    right.set_title("unseen template problems right, working and all", color=INK, fontsize=9)
+        x = [n + 0.25 * (place - (len(arms) - 1) / 2) for n in range(len(measures))]
+        own.bar(x, [mean for mean, _, _ in values], 0.23, yerr=reach, color=(INK, *PAIR)[place], label=name,
+                error_kw={"ecolor": INK, "capsize": 2})  # fmt: skip
+    own.axhline(math.log(10), color=INK, linewidth=1, linestyle=":")
+    own.text(
+        0.99, math.log(10), "ln 10", color=INK, fontsize=8, va="bottom", ha="right", transform=own.get_yaxis_transform()
+    )
+    own.set_xticks(range(len(measures)), list(measures))
+    own.set_title("answers of unseen template problems, nats a token", color=INK, fontsize=9)
+    own.legend(frameon=False, labelcolor=INK, fontsize=8)
     _save(figure, "recipe-synthetic.svg")
 
 
@@ -216,8 +223,10 @@ def report(results: Path, one: int, longest: int) -> None:
     print("## Filtered against unfiltered (unfiltered: loss; filtered: difference to it)\n")
     print(_filter_table(found))
     _filter_picture(found)
-    mixture = ("b", "one mixture", one)
-    phases: list[Contrast] = [(arm, ("b", arm, one), mixture) for arm in ("two phases", "reversed")]
+    phases: list[Contrast] = [
+        ("two phases", ("b", "two phases", one), ("b", "one mixture", one)),
+        ("two gentle phases", ("b", "two gentle phases", one), ("b", "one gentle mixture", one)),
+    ]
     synthetic: list[Contrast] = []
     for share in (20, 40):
         for steps in (one, longest):
