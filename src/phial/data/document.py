@@ -19,7 +19,7 @@ import zstandard
 from datatrove.data import Document
 from loguru import logger
 
-from phial.data.compressed import opened
+from phial.compressed import opened
 from phial.errors import FormatError
 
 __all__ = ["Document", "DocumentFile", "document_id", "read_documents"]

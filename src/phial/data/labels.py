@@ -18,8 +18,8 @@ from typing import IO, Any
 
 import zstandard
 
+from phial.compressed import opened
 from phial.data.annotate import Text, group_of
-from phial.data.compressed import opened
 from phial.data.quality import MAX_SCORE
 from phial.data.quality_training import Labelled
 from phial.errors import PhialError

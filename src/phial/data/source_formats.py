@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import zstandard
 
-from phial.data.compressed import opened
+from phial.compressed import opened
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "txt": (".txt", ".text"),

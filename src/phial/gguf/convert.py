@@ -131,14 +131,35 @@ def gguf_to_hf(
     path, folder = Path(path), Path(folder)
     dtype = _choose(type, HF_TYPES)
     with new_folder(folder) as unfinished, read_gguf(path) as file:
-        shapes = {name: info.shape for name, info in file.tensors.items()}
-        ropes = {name: file.dequantized(name) for name in ROPE_TENSORS if name in shapes}
-        config = ModelConfig.from_gguf(file.metadata, shapes, ropes)
-        values = write_hf_config(config, dtype) | {"_name_or_path": config.name}
-        vocabulary = write_hf_tokenizer(unfinished, file.metadata, config.n_ctx_train)
-        _write_configs(unfinished, values, vocabulary)
+        config = model_config(file)
+        write_without_weights(unfinished, file, dtype)
         write_folder(unfinished, list(_decoded(file, config, type, progress)), shard_bytes=shard_bytes)
     progress("", len(file.tensors), len(file.tensors))
+
+
+def model_config(file: GGUFFile) -> ModelConfig:
+    """The shape of a file's model. FormatError where it has none that is known."""
+    shapes = {name: info.shape for name, info in file.tensors.items()}
+    ropes = {name: file.dequantized(name) for name in ROPE_TENSORS if name in shapes}
+    return ModelConfig.from_gguf(file.metadata, shapes, ropes)
+
+
+def write_without_weights(folder: Path, file: GGUFFile, dtype: str = "float32") -> None:
+    """Write a Hugging Face folder of everything but the weights: the tokenizer, its template and the settings.
+
+    Raises FormatError as gguf_to_hf(), PhialError for files that cannot be written.
+    """
+    config = model_config(file)
+    values = write_hf_config(config, dtype) | {"_name_or_path": config.name}
+    vocabulary = write_hf_tokenizer(folder, file.metadata, config.n_ctx_train)
+    _write_configs(folder, values, vocabulary)
+
+
+def dequantized_weights(file: GGUFFile, config: ModelConfig) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """The weights by their Hugging Face names, rows in that order, one at a time. FormatError for NaN or infinity."""
+    for name in config.tensor_shapes():
+        yield hf_name(name, config.architecture), _hf_values(file, config, name)
+        file.release(name)
 
 
 def _choose(type: str, types: Mapping[str, Any]) -> Any:
@@ -184,12 +205,17 @@ def _decoded(file: GGUFFile, config: ModelConfig, type: str, progress: Progress)
 
 def _dequantized(file: GGUFFile, config: ModelConfig, name: str, kind: GGMLType, start: Callable[[], None]) -> Chunks:
     start()
-    values = to_hf_rows(name, config, file.dequantized(name))
-    if not np.isfinite(values).all():
-        raise FormatError(f"tensor {name} holds NaN or infinity", "the file is damaged")
+    values = _hf_values(file, config, name)
     for part in row_passes(values.shape):
         yield _quantized(name, values[part], kind)
     file.release(name)
+
+
+def _hf_values(file: GGUFFile, config: ModelConfig, name: str) -> NDArray[np.float32]:
+    values = to_hf_rows(name, config, file.dequantized(name))
+    if not np.isfinite(values).all():
+        raise FormatError(f"tensor {name} holds NaN or infinity", "the file is damaged")
+    return values
 
 
 def _quantized(name: str, values: NDArray[np.float32], kind: GGMLType) -> NDArray[np.uint8]:

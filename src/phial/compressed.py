@@ -7,8 +7,6 @@ import io
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import zstandard
-
 _COMPRESSED = 1 << 13  # bytes decompressed at once
 
 
@@ -27,8 +25,11 @@ class _Frames(io.RawIOBase):
     """
 
     def __init__(self, file: BinaryIO) -> None:
+        import zstandard  # of the extra data; what is not packed so needs none
+
         self._file, self._rest, self._ready = file, b"", b""
-        self._decoder: Any = zstandard.ZstdDecompressor().decompressobj()  # no frame at all is cut short, too
+        self._new = zstandard.ZstdDecompressor().decompressobj
+        self._decoder: Any = self._new()  # no frame at all is cut short, too
 
     def readable(self) -> bool:
         return True
@@ -41,7 +42,7 @@ class _Frames(io.RawIOBase):
                     raise EOFError("the file is cut short")
                 return 0
             if self._decoder is None:
-                self._decoder = zstandard.ZstdDecompressor().decompressobj()
+                self._decoder = self._new()
             self._ready, self._rest = self._decoder.decompress(data), b""
             if self._decoder.eof:
                 self._rest, self._decoder = self._decoder.unused_data, None

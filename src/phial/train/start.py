@@ -1,0 +1,130 @@
+"""Where tuning starts: a Hugging Face folder, a run of phial's, or a GGUF file; and the way back to a folder.
+
+A GGUF file is dequantised tensor by tensor into the model's own memory. The tokenizer and the chat template come with
+the model, and go with what was tuned: the same files, and a template named instead of the model's own beside them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from phial.errors import ArgumentError, FormatError, PhialError
+from phial.gguf.container import read_gguf
+from phial.gguf.convert import dequantized_weights, model_config, read_model, write_without_weights
+from phial.hf.folder import CONFIG, read_json
+from phial.model.checkpoint import GENERATION, TOKENIZER_FILES, load, save
+from phial.model.transformer import Transformer
+from phial.tokenizer.builtin_templates import BUILTIN
+from phial.tokenizer.chat import ChatTemplate
+from phial.tokenizer.tokenizer import Tokenizer
+
+_TEMPLATE = "tokenizer.chat_template"
+
+
+class Start(NamedTuple):
+    """A model to tune.
+
+    Attributes:
+        path: the folder or the GGUF file it came from; its tokenizer files are copied from there.
+        replaced: whether the template is a built-in one, which then is exported too.
+        notes: what phial's reading of the tokenizer leaves out, for the user.
+    """
+
+    model: Transformer
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    path: Path
+    replaced: bool
+    notes: list[str]
+
+
+def open_start(
+    path: Path, *, template: str | None = None, dtype: torch.dtype = torch.float32, attention: str = "auto"
+) -> Start:
+    """Load a model to tune.
+
+    Args:
+        path: a Hugging Face folder, the folder of a finished run, or a GGUF file of any type.
+        template: a built-in chat template by name; None: the model's own.
+        dtype: of the weights: float32, or bfloat16 where nothing but small parts of them are trained.
+        attention: as Transformer's.
+
+    Raises:
+        ArgumentError: no such file or folder, no such template.
+        FormatError: a damaged file, or a model or tokenizer that nobody here knows.
+        PhialError: the model has no chat template and none is named; a run that has not finished.
+    """
+    if path.is_dir():
+        folder = _model_folder(path)
+        found = read_model(folder)
+        model = load(folder, dtype=dtype, attention=attention)
+        if not isinstance(model, Transformer):
+            raise ArgumentError(f"{path} holds a {type(model).__name__}", "phi3, llama and qwen2 models are tuned")
+        metadata, notes, origin = found.metadata, found.notes, folder
+    elif path.is_file():
+        with read_gguf(path) as file:
+            metadata, notes, origin = dict(file.metadata), [], path
+            config = model_config(file)
+            with torch.device("meta"):
+                model = Transformer(replace(config, rope_interleaved=False), attention=attention)
+            weights = {name: torch.from_numpy(v).to(dtype) for name, v in dequantized_weights(file, config)}
+        model.load_state_dict(weights, assign=True)
+    else:
+        raise ArgumentError(f"there is no model at {path}", "name a Hugging Face folder, a run or a GGUF file")
+    tokenizer = Tokenizer.from_gguf(metadata)
+    return Start(model, tokenizer, _template(template, metadata, tokenizer), origin, template is not None, notes)
+
+
+def export(start: Start, model: Transformer, folder: Path, *, ends: Collection[int] = ()) -> None:
+    """Write a tuned model as a Hugging Face folder with the tokenizer and the template it was tuned with.
+
+    Args:
+        model: the start's, or another of its shape.
+        folder: new, or empty.
+        ends: ids that end an answer, which generation_config.json then names beside its own.
+
+    Raises as model.checkpoint.save().
+    """
+    with tempfile.TemporaryDirectory() as name:
+        kept = Path(name)
+        if start.path.is_dir():
+            for file in (*TOKENIZER_FILES, CONFIG, GENERATION):
+                if (start.path / file).is_file():
+                    shutil.copyfile(start.path / file, kept / file)
+        else:
+            with read_gguf(start.path) as gguf:
+                write_without_weights(kept, gguf)
+        if start.replaced:
+            (kept / "chat_template.jinja").write_text(start.template.source, "utf-8")
+        generation = read_json(kept / GENERATION) if (kept / GENERATION).is_file() else {}
+        if ends:
+            named = generation.get("eos_token_id") or []
+            ids = [*dict.fromkeys([*(named if isinstance(named, list) else [named]), *sorted(ends)])]
+            generation["eos_token_id"] = ids if len(ids) > 1 else ids[0]
+        save(model, folder, tokenizer_from=kept, generation=generation)
+
+
+def _model_folder(path: Path) -> Path:
+    """The folder itself, or, of a run, the model that it made."""
+    if (path / CONFIG).is_file():
+        return path
+    if (path / "model" / CONFIG).is_file():
+        return path / "model"
+    if (path / "checkpoints").is_dir():
+        raise PhialError(f"the run in {path} has not finished: it has no model/", "the command that began it goes on")
+    raise FormatError(f"{path} has no {CONFIG}", "name a Hugging Face folder, a run or a GGUF file")
+
+
+def _template(name: str | None, metadata: dict[str, object], tokenizer: Tokenizer) -> ChatTemplate:
+    """The model's own template, or a built-in one with the model's own BOS and EOS, as an export has it."""
+    if name is not None:
+        ChatTemplate.builtin(name)  # says which there are
+        metadata = metadata | {_TEMPLATE: BUILTIN[name].source}
+    return ChatTemplate.from_gguf(metadata, tokenizer)
