@@ -40,6 +40,7 @@ COMMANDS = [
     "train",
     "train pretrain",
     "train longrope",
+    "train sft",
 ]
 HEAVY = [
     "numpy", "rich", "huggingface_hub", "prompt_toolkit", "jinja2", "tokenizers", "sentencepiece", "torch",

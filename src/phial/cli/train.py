@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import typer
 
-from phial.cli import options, train_longrope, train_pretrain
+from phial.cli import options, train_longrope, train_pretrain, train_sft
 
 train = typer.Typer(
     name="train",
-    help="From token shards to a model: pretraining in phases, a longer context.",
+    help="Train models: from token shards, on chats, for a longer context.",
     epilog="Example: phial train pretrain pretrain.toml --output runs/model",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -23,8 +23,9 @@ train.command(epilog="Example: phial train pretrain pretrain.toml --output runs/
 train.command(epilog="Example: phial train longrope model/ -t 32768 --texts books/ -o runs/long")(
     train_longrope.longrope
 )
+train.command(epilog="Example: phial train sft smollm2-135m chats.jsonl -o runs/sft")(train_sft.sft)
 
 
 @train.callback()
 def group(helped: options.Help = False) -> None:
-    """From token shards to a model: pretraining in phases, a longer context."""
+    """Train models: from token shards, on chats, for a longer context."""

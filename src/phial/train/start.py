@@ -46,7 +46,12 @@ class Start(NamedTuple):
 
 
 def open_start(
-    path: Path, *, template: str | None = None, dtype: torch.dtype = torch.float32, attention: str = "auto"
+    path: Path,
+    *,
+    template: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "auto",
+    weights: bool = True,
 ) -> Start:
     """Load a model to tune.
 
@@ -55,6 +60,7 @@ def open_start(
         template: a built-in chat template by name; None: the model's own.
         dtype: of the weights: float32, or bfloat16 where nothing but small parts of them are trained.
         attention: as Transformer's.
+        weights: False leaves them unread, the model on the meta device, where tokenizer, template and shape are wanted.
 
     Raises:
         ArgumentError: no such file or folder, no such template.
@@ -62,24 +68,27 @@ def open_start(
         PhialError: the model has no chat template and none is named; a run that has not finished.
     """
     if path.is_dir():
-        folder = _model_folder(path)
-        found = read_model(folder)
-        model = load(folder, dtype=dtype, attention=attention)
-        if not isinstance(model, Transformer):
-            raise ArgumentError(f"{path} holds a {type(model).__name__}", "phi3, llama and qwen2 models are tuned")
-        metadata, notes, origin = found.metadata, found.notes, folder
+        path = _model_folder(path)
+        found = read_model(path)
+        metadata, notes, config = found.metadata, found.notes, found.config
     elif path.is_file():
         with read_gguf(path) as file:
-            metadata, notes, origin = dict(file.metadata), [], path
-            config = model_config(file)
-            with torch.device("meta"):
-                model = Transformer(replace(config, rope_interleaved=False), attention=attention)
-            weights = {name: torch.from_numpy(v).to(dtype) for name, v in dequantized_weights(file, config)}
-        model.load_state_dict(weights, assign=True)
+            metadata, notes, config = dict(file.metadata), [], model_config(file)
     else:
         raise ArgumentError(f"there is no model at {path}", "name a Hugging Face folder, a run or a GGUF file")
     tokenizer = Tokenizer.from_gguf(metadata)
-    return Start(model, tokenizer, _template(template, metadata, tokenizer), origin, template is not None, notes)
+    chosen = _template(template, metadata, tokenizer)
+    if weights and path.is_dir():
+        model = load(path, dtype=dtype, attention=attention)
+        assert isinstance(model, Transformer)  # read_model() knows no others
+    else:
+        with torch.device("meta"):
+            model = Transformer(replace(config, rope_interleaved=False), attention=attention)
+    if weights and path.is_file():
+        with read_gguf(path) as file:
+            read = {name: torch.from_numpy(v).to(dtype) for name, v in dequantized_weights(file, config)}
+        model.load_state_dict(read, assign=True)
+    return Start(model, tokenizer, chosen, path, template is not None, notes)
 
 
 def export(start: Start, model: Transformer, folder: Path, *, ends: Collection[int] = ()) -> None:

@@ -1,0 +1,158 @@
+"""`phial train sft`: fine-tuning on chats, the loss on the answers alone; a stopped run goes on."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from phial.cli import console, options
+from phial.cli.extras import require
+from phial.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from phial.train.sft import SftConfig
+    from phial.train.start import Start
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Hugging Face folder, run, or GGUF file (path or catalogue name).")
+]
+Data = Annotated[
+    list[Path], typer.Argument(metavar="DATA...", help="Chats: .jsonl, .json (.gz, .zst) or .parquet; see the guide.")
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Of the run; the model goes to model/.")
+]
+Config = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="TOML; see docs/guides/align.md.")]
+Validation = Annotated[
+    list[Path] | None, typer.Option("--validation", metavar="PATH", help="Chats held out, to measure on; repeatable.")
+]
+Workers = Annotated[int, typer.Option("--workers", "-w", metavar="N", min=0, help="Processes that read ahead.")]
+ShowMasks = Annotated[
+    bool, typer.Option("--show-masks", metavar="", help="Show the first chats, what is learnt marked; train nothing.")
+]
+_SHOWN = 4
+
+
+def sft(
+    model: Model,
+    data: Data,
+    output: Output = None,
+    config: Config = None,
+    validation: Validation = None,
+    template: options.Template = None,
+    workers: Workers = 0,
+    show_masks: ShowMasks = False,
+    as_json: options.Json = False,
+) -> None:
+    """Tune a model on chats. The same command goes on where a run was stopped."""
+    require("train", "tune a model")
+    from phial.train.start import open_start
+
+    settings = _settings(config, template)
+    if show_masks:
+        output = None
+    elif output is None:
+        raise ArgumentError("there is no folder for the run", "name a new one with --output, or look with --show-masks")
+    start = open_start(_path(model), template=settings.template, weights=not show_masks)
+    for text in start.notes:
+        console.note(f"note: {text}")
+    if output is None:
+        _preview(start, data, settings, as_json)
+        return
+    try:
+        result = _run(settings, start, data, validation or [], output, workers)
+    except KeyboardInterrupt:
+        console.note(f"stopped; the same command goes on from {output}")
+        raise
+    if os.environ.get("RANK", "0") != "0":  # the first of torchrun's processes says it
+        return
+    if as_json:
+        console.write_json(result)
+    else:
+        _show(result)
+    console.note(f"the model: {result['model']}; for phial run: phial convert {result['model']} model.gguf")
+
+
+def _settings(config: Path | None, template: str | None) -> SftConfig:
+    from phial.config_file import read_config
+    from phial.train.sft import SftConfig
+
+    settings = SftConfig() if config is None else read_config(config, SftConfig)
+    return settings if template is None else settings.model_copy(update={"template": template})
+
+
+def _path(model: str) -> Path:
+    from phial.cli import loading
+
+    return Path(model) if Path(model).is_dir() else loading.model_file(model)
+
+
+def _run(
+    settings: SftConfig, start: Start, data: list[Path], validation: list[Path], output: Path, workers: int
+) -> dict[str, Any]:
+    from phial.train.chats import read_chats
+    from phial.train.parallel import torchrun_processes
+    from phial.train.sft import sft as tune
+
+    with torchrun_processes() as processes:
+        held = read_chats(validation)
+        return tune(settings, start, read_chats(data), held, output, console.note, workers=workers, processes=processes)
+
+
+def _show(result: dict[str, Any]) -> None:
+    """The loss of held-out answers before and after, else that of the last steps."""
+    before, after = result["before"], result["after"]
+    if not before:
+        console.write_table(["", "loss"], [["training, last step", f"{after['loss']:.4f}"]], right=["loss"])
+        return
+    names = ("validation/loss", "validation/perplexity")
+    rows = [
+        [when, *(f"{values[name]:.4f}" for name in names)] for when, values in (("before", before), ("after", after))
+    ]
+    console.write_table(["held-out answers", "loss", "perplexity"], rows, right=["loss", "perplexity"])
+
+
+def _preview(start: Start, data: list[Path], settings: SftConfig, as_json: bool) -> None:
+    """The first chats with what is learnt marked, then what all of them come to."""
+    from phial.train.chats import read_chats
+    from phial.train.sft import encode_chat, encode_chats, say, sequence_of
+
+    shown = []
+    for chat in itertools.islice(read_chats(data), _SHOWN):
+        found = encode_chat(chat, start, settings)
+        parts = list(_parts(found.ids, found.answered, start))
+        shown.append({"where": chat.where, "ids": found.ids, "answered": found.answered})
+        if not as_json:
+            console.note(f"{chat.where}: {len(found.ids)} tokens, {sum(found.answered)} with loss")
+            _print(parts)
+    encoded = encode_chats(read_chats(data), start, settings)
+    if as_json:
+        console.write_json({"chats": shown, "data": encoded.report()})
+    say(encoded, "all", sequence_of(settings, start), console.note)
+
+
+def _parts(ids: list[int], answered: list[bool], start: Start) -> Iterator[tuple[str, bool]]:
+    """Runs of tokens as text, with whether they are learnt."""
+    for learnt, run in itertools.groupby(zip(ids, answered, strict=True), key=lambda pair: pair[1]):
+        yield b"".join(start.tokenizer.token_bytes(i) for i, _ in run).decode("utf-8", "replace"), learnt
+
+
+def _print(parts: list[tuple[str, bool]]) -> None:
+    """What is learnt in green on a terminal with colours, else in brackets ⟦ ⟧."""
+    from rich.console import Console
+    from rich.text import Text
+
+    out = Console(highlight=False, soft_wrap=True)
+    coloured = out.is_terminal and out.color_system is not None and not out.no_color
+    if not coloured:
+        console.write("".join(f"⟦{text}⟧" if learnt else text for text, learnt in parts).rstrip("\n") + "\n\n")
+        return
+    shown = Text()
+    for text, learnt in parts:
+        shown.append(console.printable(text), style="bold green" if learnt else "dim")
+    out.print(shown, end="\n\n")
