@@ -23,6 +23,7 @@ from phial.hf.config import write_hf_config
 from phial.model.checkpoint import save
 from phial.model.transformer import INITIAL_STD, Transformer
 from phial.train.loop import Evaluate, LoopConfig, train
+from phial.train.mup import scale_initial
 from phial.train.objective import NextToken
 from phial.train.packed import Packed, Phase, TokenSource, count_windows, row_of, stacked
 from phial.train.processes import OneProcess, Processes
@@ -165,6 +166,8 @@ def new_model(config: PretrainConfig, n_vocab: int) -> Transformer:
     for name, weight in model.named_parameters():
         if weight.ndim == 2:
             nn.init.normal_(weight, std=config.initial_std * (factor if name.endswith(_RESIDUAL) else 1.0))
+    if config.loop.optimizer.base_width is not None:
+        scale_initial(model, config.loop.optimizer.base_width)
     return model
 
 
