@@ -38,7 +38,7 @@ def draw_lengths(rows: Sequence[Mapping[str, Any]], original: int, path: Path, t
     perplexity, "found_low" and "found_high".
     """
     passkeys = any(row.get("found") is not None for row in rows)
-    figure = _figure(11.0 if passkeys else 6.4, 4.2)
+    figure = _figure(12.4 if passkeys else 8.0, 4.2)
     panels = figure.subplots(1, 2 if passkeys else 1, squeeze=False)[0]
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     for number, way in enumerate(dict.fromkeys(str(row["way"]) for row in rows)):
@@ -49,7 +49,7 @@ def draw_lengths(rows: Sequence[Mapping[str, Any]], original: int, path: Path, t
             _line(
                 panels[1], [r for r in mine if r.get("found") is not None], "found", ("found_low", "found_high"), style
             )
-    panels[0].set_yscale("log")
+    _log_scale(panels[0])
     panels[0].set_ylabel("perplexity of the same tokens")
     if passkeys:
         panels[1].set_ylabel("passkeys found")
@@ -61,7 +61,7 @@ def draw_lengths(rows: Sequence[Mapping[str, Any]], original: int, path: Path, t
         axes.axvline(original, color="#bbbbbb", linewidth=0.8, linestyle=":")
         axes.set_xlabel("tokens of context")
         _plain(axes)
-    panels[-1].legend(frameon=False, fontsize=9)
+    panels[-1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     _write(figure, path)
 
 
@@ -73,6 +73,16 @@ def _line(
     if rows and bounds[0] in rows[0]:
         low, high = ([row[bound] for row in rows] for bound in bounds)
         axes.fill_between(lengths, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _log_scale(axes: Any) -> None:
+    """With numbers at least twice in an octave, because all perplexities may lie within one decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _figure(width: float, height: float) -> Any:
