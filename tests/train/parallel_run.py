@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,17 @@ TINY = ModelConfig(
 class Uneven:
     """Rows that count upwards, targets ignored at random, so that no two shares count the same.
 
-    Steps have 5, 4, 3, 2, 1, 5, ... micro-batches: shares are uneven, and in some steps a process has none.
+    A step's data take `delay` seconds, so that a test can stop a run. Steps have 5, 4, 3, 2, 1, 5, ... micro-batches:
+    shares are uneven, and in some steps a process has none.
     """
 
-    def __init__(self, fails_on: int | None = None) -> None:
-        self.fails_on = fails_on
+    def __init__(self, fails_on: int | None = None, delay: float = 0.0) -> None:
+        self.fails_on, self.delay = fails_on, delay
 
     def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Batch]:
         if rank == self.fails_on and step == 2:
             raise OSError("the disk of this process is gone")
+        time.sleep(self.delay)
         random = torch.Generator().manual_seed(step)
         pieces = []
         for _ in range(5 - step % 5):
@@ -56,11 +59,11 @@ def measured(model: nn.Module) -> dict[str, float]:
     return {"validation/loss": total / sum(objective.count(piece) for piece in pieces)}
 
 
-def run(processes: Processes, folder: str, fails_on: int | None = None, **settings: Any) -> None:
+def run(processes: Processes, folder: str, fails_on: int | None = None, delay: float = 0.0, **settings: Any) -> None:
     """Train in `folder` and write its model.pt; each process draws other weights, of which those of process 0 count."""
     torch.manual_seed(processes.rank)
     model = Transformer(TINY)
-    config, data = LoopConfig(**settings), Uneven(fails_on)
+    config, data = LoopConfig(**settings), Uneven(fails_on, delay)
     train(model, data, NextToken(), config, Path(folder), evaluate=measured, processes=processes, quiet=True)
     whole = processes.whole(model)
     if whole is not None:

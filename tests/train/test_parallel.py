@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +32,23 @@ TEN: dict[str, Any] = {"steps": 10, "checkpoint_every": 5, "keep": 9, "evaluate_
 
 def torchrun(processes: int, *runs: Any, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Runs one after the other in `processes` processes on this machine, with gloo."""
+    with started(processes, *runs) as process:
+        out, err = process.communicate(timeout=timeout)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@contextmanager
+def started(processes: int, *runs: Any) -> Iterator[subprocess.Popen[str]]:
+    """torchrun at work; whatever it still has is killed at the end."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [*launcher, parallel_run.__file__, json.dumps(runs)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()  # upon which torchrun ends its processes
 
 
 def alone(**settings: Any) -> None:
@@ -157,3 +173,31 @@ def test_a_process_that_fails_ends_the_others(tmp_path: Path) -> None:
     assert "the disk of this process is gone" in result.stderr
     assert time.monotonic() - started < 90  # and not after TIMEOUT, nor never
     assert len(column(tmp_path / "run")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds torchrun's processes in /proc")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+def test_a_stopped_run_goes_on_bit_for_bit(name: str, two: Path, tmp_path: Path) -> None:
+    """With as many processes: Ctrl-C lets all of them save the same step; after a kill the last checkpoint is used."""
+    folder, settings = tmp_path / "run", {**TEN, "checkpoint_every": 2}
+    with started(2, {"folder": str(folder), "delay": 0.3, **settings}) as process:
+        while len(read_metrics(folder / "metrics.jsonl")) < 3:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+        if name == "SIGKILL":
+            for child in children(process.pid):
+                os.kill(child, signal.SIGKILL)
+        else:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0
+    done = len(column(folder))
+    assert done < 10
+    if name == "SIGINT":
+        assert (folder / "checkpoints" / f"{done:08d}" / "checkpoint.json").exists()
+    launched(2, {"folder": str(folder), **settings})
+    assert column(folder) == column(two)
+
+
+def children(process: int) -> list[int]:
+    return [int(n) for n in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
