@@ -159,6 +159,21 @@ def test_every_way_to_train_has_the_losses_of_one_process(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_copies_on_groups_of_processes_have_the_losses_of_one(one: Path, tmp_path: Path) -> None:
+    """Two copies of two processes each; two processes with a copy each then go on."""
+    launched(4, {"folder": str(tmp_path / "four"), "shards": 2, **TEN})
+    assert_same_losses(one, tmp_path / "four")
+    folder = halfway(tmp_path / "four", tmp_path / "run")
+    launched(2, {"folder": str(folder), "shards": 1, **TEN})
+    assert_same_losses(one, folder)
+
+
+def test_shards_need_processes(tmp_path: Path) -> None:
+    with pytest.raises(PhialError, match="shards is 2, but one process trains"):
+        alone(folder=str(tmp_path), shards=2, **TEN)
+
+
+@pytest.mark.slow
 def test_muon_on_slices_is_muon_on_whole_matrices_bit_for_bit() -> None:
     """Slices of unequal size, or none, among them."""
     result = torchrun(3, "muon")

@@ -55,6 +55,7 @@ class LoopConfig(BaseModel):
     evaluate_every: int | None = Field(None, gt=0, description="steps; at the end in any case")
     checkpoint_every: int | None = Field(None, gt=0, description="steps; at the end in any case")
     keep: int = Field(2, gt=0, description="checkpoints that stay, the newest ones")
+    shards: int | None = Field(None, gt=0, description="processes that hold one copy of the weights; all if left out")
     seed: int = Field(0, ge=0)
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -97,7 +98,7 @@ def train(
         if processes.rank == 0:
             stack.enter_context(locked(folder))
             open_record(folder, {"loop": config.model_dump(mode="json"), "model": _described(model), **(about or {})})
-        processes.shard(model, config.precision)
+        processes.shard(model, config.precision, config.shards)
         optimizers = make_optimizers(model, config.optimizer)
         state = TrainState(model, optimizers, Average(model, config.ema) if config.ema else None)
         interrupt = stack.enter_context(Interrupt())

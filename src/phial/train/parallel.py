@@ -73,13 +73,23 @@ class ManyProcesses:
         self.rank, self.world, self.device = dist.get_rank(), dist.get_world_size(), device
         self.checkpoint_group: Any = dist.new_group(backend="gloo", timeout=timeout)
 
-    def shard(self, model: nn.Module, precision: str) -> None:
+    def shard(self, model: nn.Module, precision: str, shards: int | None) -> None:
         check_torch()
+        mesh = self._mesh(shards or self.world)
         model.to(self.device)
         with torch.no_grad():
             for tensor in [*model.parameters(), *model.buffers()]:
                 dist.broadcast(tensor, 0)  # one model, whatever each process had drawn
-        shard_model(model, init_device_mesh(self.device.type, (self.world,)), precision)
+        shard_model(model, mesh, precision)
+
+    def _mesh(self, shards: int) -> DeviceMesh:
+        """The processes in a row, or as rows that hold a copy each: neighbours, so those of one machine."""
+        if self.world % shards:
+            raise PhialError(f"shards is {shards}, which does not divide {self.world} processes", "choose a divisor")
+        if shards == self.world:
+            return init_device_mesh(self.device.type, (shards,))
+        shape, names = (self.world // shards, shards), ("copies", "shards")
+        return init_device_mesh(self.device.type, shape, mesh_dim_names=names)
 
     def sums(self, values: Sequence[float]) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)

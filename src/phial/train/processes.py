@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
+from phial.errors import PhialError
 from phial.train.objective import Batch
 
 Trained = TypeVar("Trained", bound=nn.Module)
@@ -36,10 +37,13 @@ class Processes(Protocol):
         """Each value summed over all processes, in float64."""
         ...
 
-    def shard(self, model: nn.Module, precision: str) -> None:
+    def shard(self, model: nn.Module, precision: str, shards: int | None) -> None:
         """Make the model theirs together, in place: the weights of process 0, each process holding a part.
 
         Called before optimisers are made: the parameters are others afterwards.
+
+        Args:
+            shards: processes that hold one copy together; None: all. Raises PhialError where that cannot be.
         """
         ...
 
@@ -80,7 +84,9 @@ class OneProcess:
     def sums(self, values: Sequence[float]) -> list[float]:
         return list(values)
 
-    def shard(self, model: nn.Module, precision: str) -> None:
+    def shard(self, model: nn.Module, precision: str, shards: int | None) -> None:
+        if shards not in (None, 1):
+            raise PhialError(f"shards is {shards}, but one process trains", "start as many with torchrun")
         if torch.cuda.is_available():
             model.to("cuda")
 

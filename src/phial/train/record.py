@@ -23,7 +23,8 @@ from phial.manifest import write_json
 
 PATIENCE = 12.0  # seconds
 MANIFEST = "manifest.json"
-FREE = {"loop.log_every", "loop.checkpoint_every", "loop.keep"}  # what may change, because no weight depends on it
+# what may change, because no weight depends on it (nor, but for rounding, on the number of processes)
+FREE = {"loop.log_every", "loop.checkpoint_every", "loop.keep", "loop.shards"}
 
 
 @contextmanager
