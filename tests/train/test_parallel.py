@@ -30,7 +30,7 @@ from phial.train.processes import OneProcess
 TEN: dict[str, Any] = {"steps": 10, "checkpoint_every": 5, "keep": 9, "evaluate_every": 3}
 
 
-def torchrun(processes: int, *runs: Any, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def torchrun(processes: int, *runs: Any, timeout: float = 280) -> subprocess.CompletedProcess[str]:
     """Runs one after the other in `processes` processes on this machine, with gloo."""
     with started(processes, *runs) as process:
         out, err = process.communicate(timeout=timeout)
@@ -186,7 +186,7 @@ def test_a_process_that_fails_ends_the_others(tmp_path: Path) -> None:
     result = torchrun(2, {"folder": str(tmp_path / "run"), "fails_on": 1, **TEN})
     assert result.returncode != 0
     assert "the disk of this process is gone" in result.stderr
-    assert time.monotonic() - started < 90  # and not after TIMEOUT, nor never
+    assert time.monotonic() - started < 240  # and not after TIMEOUT, nor never
     assert len(column(tmp_path / "run")) == 2
 
 
@@ -205,7 +205,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(name: str, two: Path, tmp_path: Path)
                 os.kill(child, signal.SIGKILL)
         else:
             process.send_signal(signal.SIGINT)
-        assert process.wait(60) != 0
+        assert process.wait(200) != 0
     done = len(column(folder))
     assert done < 10
     if name == "SIGINT":
