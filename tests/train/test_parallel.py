@@ -104,7 +104,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_have_the_losses_of_one(one: Path, two: Path) -> None:
     """With several micro-batches a step, unevenly shared, unevenly counted, some steps having one for two."""
     assert_same_losses(one, two)
-    assert column(one)[0] == pytest.approx(4.16, abs=0.1) and column(one)[9] < 3.9  # something was learned
+    assert column(one)[0] == pytest.approx(4.16, abs=0.1) and column(one)[9] < 4.0  # something was learned
 
 
 def test_what_two_saved_one_goes_on_with(one: Path, two: Path, tmp_path: Path) -> None:
