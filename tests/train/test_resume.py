@@ -99,10 +99,10 @@ class Dead(counting.Phases):
         return super().micro_batches(step, rank, world)
 
 
-def _stopped(folder: Path, step: int) -> None:
+def _stopped(folder: Path, step: int, **config: Any) -> None:
     """A run that has just done `step` steps, as if it had been killed there."""
     with pytest.raises(ProcessLookupError):
-        run(folder, data=Dead(step))
+        run(folder, data=Dead(step), **config)
 
 
 def test_a_killed_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
@@ -115,6 +115,15 @@ def test_a_killed_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
     assert_same_run(whole, tmp_path / "killed")
     for a, b in zip(run(whole).parameters(), again.parameters(), strict=True):  # which only loads the finished run
         assert torch.equal(a, b)
+
+
+def test_muon_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """And AdamW beside it, for what is no matrix of a layer."""
+    run(tmp_path / "whole", optimizer={"kind": "muon"})
+    _stopped(tmp_path / "stopped", 10, optimizer={"kind": "muon"})
+    run(tmp_path / "stopped", optimizer={"kind": "muon"})
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    assert any(name.endswith("/momentum_buffer") for name in tensors(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("damage", ["shorter", "altered", "missing", "no summary"])
@@ -235,7 +244,8 @@ def test_killed_again_and_again(seed: int, whole: Path, tmp_path: Path) -> None:
     """At random moments, among them those when a checkpoint is being written; other readers each time."""
     chance = random.Random(seed)
     for _ in range(4):
-        with started(tmp_path, after=0, delay=0.02, workers=chance.randrange(3), checkpoint_every=1) as process:
+        workers = chance.randrange(3)
+        with started(tmp_path, after=0, delay=0.02, workers=workers, checkpoint_every=1) as process:
             time.sleep(1.5 + 3 * chance.random())  # of which importing takes a part
             process.kill()
     run(tmp_path)

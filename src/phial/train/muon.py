@@ -28,7 +28,8 @@ class Muon(torch.optim.Muon):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            settings = {name: group[name] for name in self.defaults}
+            # loading a state adds a default that no group has and the constructor does not take
+            settings = {name: group[name] for name in self.defaults if name in group}
             for p in group["params"]:
                 if p.grad is not None:
                     self._step(p, p.grad, settings)
