@@ -77,16 +77,17 @@ def print_tables(result: Result) -> None:
     assert test is not None and result.small is not None
     print(f"\nHeld out: {test['tokens']:,} tokens, fitted up to {test['fitted_up_to']:,}, separate: ", end="")
     print("+".join(result.small.separate))
-    print("\n| keep | predicted | 90 % of runs | measured | error | inside |\n|---|--:|---|--:|--:|---|")
+    print("\n| keep | predicted | 90 % of runs | measured | error | runs inside | error of a line |")
+    print("|---|--:|---|--:|--:|---|--:|")
     for row in test["keep_rates"]:
+        inside = f"{row['seeds_inside']} of {row['seeds']}"
         print(
             f"| {100 * row['keep_rate']:g} % | {row['predicted']:.3f} | {row['low']:.3f} to {row['high']:.3f} | "
-            f"{row['measured']:.3f} | {row['error']:+.3f} | {row['seeds_inside']} of {row['seeds']} |"
+            f"{row['measured']:.3f} | {row['error']:+.3f} | {inside} | {row['error_of_line']:+.3f} |"
         )
-    print(
-        f"\nroot mean square {test['root_mean_square_error']:.3f}; best predicted {test['best_predicted']:g}, measured "
-        f"{test['best_measured']:g}, best before {test['best_before']:g}\n"
-    )
+    errors = test["root_mean_square_error"], test["root_mean_square_error_of_line"]
+    print("\nroot mean square {:.3f}, of the line {:.3f};".format(*errors), end=" ")
+    print(f"best {test['best_predicted']:g}, measured {test['best_measured']:g}, before {test['best_before']:g}\n")
     print("| tokens | best keep-rate | epochs | best in draws |\n|--:|--:|--:|--:|")
     for choice in result.choices:
         best = next(row for row in choice.candidates if row.keep_rate == choice.keep_rate)

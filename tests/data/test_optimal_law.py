@@ -126,7 +126,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(by_run: float) -> None:
     names, hits, crossings = ("a", "b", "tau", "d"), np.zeros((5, 3)), 0
     for seed in range(40):
         points = [p for p in measured(PLANTED, 50 + seed, by_run=by_run) if p.tokens <= 4_000_000]
-        found = fit(points, UNIQUE, separate=("b", "tau"), draws=60)
+        found = fit(points, UNIQUE, separate=("b", "tau"), draws=100, seed=seed)
         for i, name in enumerate(names):
             low, high = found.interval(name)
             hits[i] += (low <= getattr(PLANTED, name)) & (getattr(PLANTED, name) <= high)
@@ -134,7 +134,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(by_run: float) -> None:
         hits[4] += (low <= PLANTED.loss([1, 2, 3], 16e6)) & (PLANTED.loss([1, 2, 3], 16e6) <= high)
         first = crossovers(found, RATES, 5e5, 6.4e7)[0]
         crossings += (first.low or np.inf) <= FIRST_CROSSOVER <= (first.high or np.inf)
-    assert hits.min() >= 0.78 * 40 and crossings >= 0.78 * 40, (hits / 40, crossings / 40)
+    assert hits.min() >= 28 and crossings >= 28, (hits / 40, crossings / 40)
 
 
 def test_a_half_life_that_nothing_bears_on_is_unknown_and_predictions_say_so() -> None:
@@ -179,6 +179,9 @@ def test_the_largest_budget_is_predicted_from_the_smaller_ones() -> None:
     assert told["best_predicted"] == told["best_measured"] == 0.3
     assert told["root_mean_square_error"] < 0.05 and told["fitted_up_to"] == 8_000_000
     assert [row["seeds"] for row in told["keep_rates"]] == [3, 3, 3]
+    lines = PLANTED.loss([1, 2, 3], 8e6) ** 2 / PLANTED.loss([1, 2, 3], 4e6)  # as much again in logarithms
+    assert [row["by_a_line"] for row in told["keep_rates"]] == pytest.approx(lines.tolist(), abs=0.02)
+    assert told["root_mean_square_error"] < told["root_mean_square_error_of_line"]
 
 
 def test_too_few_losses_and_a_pool_without_any_are_refused() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -35,8 +35,7 @@ def optimal(
     """Train small models on several keep-rates and budgets, fit the law, choose for a budget; goes on if stopped."""
     require("data", "prepare data")
     require("train", "train proxies")
-    if hold_out not in ("largest", "none"):
-        raise ArgumentError(f"--hold-out {hold_out}", "largest or none")
+    which = _hold_out(hold_out)
     from phial.data.optimal import run_optimal
     from phial.data.optimal_config import read_optimal
     from phial.data.optimal_pools import make_pools
@@ -53,13 +52,25 @@ def optimal(
     if list_only:
         _list(todo, as_json)
         return
-    with progress("proxies", sum(proxy.tokens for proxy in todo), counted=False, each=True) as show:
-        report = run_optimal(settings, output, train, show=show, hold_out=hold_out, workers=workers)  # type: ignore[arg-type]
+    try:
+        with progress("proxies", sum(proxy.tokens for proxy in todo), counted=False, each=True) as show:
+            report = run_optimal(settings, output, train, show=show, hold_out=which, workers=workers)
+    except KeyboardInterrupt:
+        console.note(f"stopped; the same command goes on from {output}")
+        raise
     if as_json:
         console.write_json(report)
     else:
         _show(report)
         console.note(f"the curves: {output / 'optimal.svg'}; the numbers: {output / 'optimal.json'}")
+
+
+def _hold_out(told: str) -> Literal["largest", "none"]:
+    if told == "largest":
+        return "largest"
+    if told == "none":
+        return "none"
+    raise ArgumentError(f"--hold-out {told}", "largest or none")
 
 
 def _list(todo: list[Proxy], as_json: bool) -> None:

@@ -181,7 +181,8 @@ def _first_rise(gap: Array, grid: Array) -> float | None:
 def held_out(fitted: Fit, points: Sequence[Point], keep_rates: Sequence[float]) -> dict[str, Any]:
     """The law's prediction against losses it was not fitted to, all of one budget.
 
-    Beside it what a simpler rule would have said: the keep-rate that was best at the greatest budget of the fit.
+    Beside it what simpler rules would have said: the keep-rate that was best at the greatest budget of the fit, and for
+    the losses a straight line in logarithms through the two greatest.
     """
     tokens = {point.tokens for point in points}
     if len(tokens) != 1:
@@ -191,11 +192,12 @@ def held_out(fitted: Fit, points: Sequence[Point], keep_rates: Sequence[float]) 
     low, high = fitted.band(keep, budget, LEVEL, one_run=True)
     for i, k in enumerate(keep):
         losses = [point.loss for point in points if point.keep == k]
-        error = float(law[i] - np.mean(losses))
+        error, line = float(law[i] - np.mean(losses)), _line(fitted.points, k, budget)
         rows.append({
             "keep_rate": float(keep_rates[k - 1]), "predicted": float(law[i]), "low": float(low[i]),
             "high": float(high[i]), "measured": float(np.mean(losses)), "error": error,
             "relative_error": error / float(np.mean(losses)), "seeds": len(losses),
+            "by_a_line": line, "error_of_line": line - float(np.mean(losses)),
             "seeds_inside": int(np.sum((low[i] <= losses) & (losses <= high[i]))),
         })  # fmt: skip
     last = max(point.tokens for point in fitted.points)
@@ -205,10 +207,21 @@ def held_out(fitted: Fit, points: Sequence[Point], keep_rates: Sequence[float]) 
         "fitted_up_to": last,
         "keep_rates": rows,
         "root_mean_square_error": float(np.sqrt(np.mean([row["error"] ** 2 for row in rows]))),
+        "root_mean_square_error_of_line": float(np.sqrt(np.mean([row["error_of_line"] ** 2 for row in rows]))),
         "best_predicted": min(rows, key=lambda row: row["predicted"])["keep_rate"],
         "best_measured": min(rows, key=lambda row: row["measured"])["keep_rate"],
         "best_before": float(keep_rates[min(means, key=lambda k: means[k]) - 1]),
     }
+
+
+def _line(points: Sequence[Point], keep: int, tokens: int) -> float:
+    """The loss at `tokens` on a straight line in logarithms through the means of a pool's two greatest budgets."""
+    own = sorted({point.tokens for point in points if point.keep == keep})[-2:]
+    means = [np.mean([p.loss for p in points if (p.keep, p.tokens) == (keep, n)]) for n in own]
+    if len(own) < 2:
+        return float(means[-1])
+    slope = np.log(means[1] / means[0]) / np.log(own[1] / own[0])
+    return float(means[1] * (tokens / own[1]) ** slope)
 
 
 class Shares(NamedTuple):
