@@ -75,6 +75,18 @@ def test_ids_and_masks_are_those_of_transformers(model: str, request: Any, tmp_p
             assert marked["assistant_masks"] == [int(answered) for answered in ours.answered]
 
 
+def test_ids_of_the_published_phi_3_5_template_are_those_of_transformers(
+    shared_data: Path, phi3_metadata: dict[str, Any], phi3: Tokenizer, tmp_path: Path
+) -> None:
+    source = (shared_data / "tokenizer/phi-3/phi-3.5-mini-chat-template.jinja").read_text("utf-8")
+    metadata = phi3_metadata | {"tokenizer.chat_template": source}
+    ours = encode_answers(ChatTemplate.from_gguf(metadata, phi3), [SYSTEM, *TALK], phi3, add_bos=False)
+    theirs = hugging_face(metadata, tmp_path).apply_chat_template([SYSTEM, *TALK], return_dict=False)
+    assert ours.ids == theirs
+    assert phi3.decode(ours.ids, special=True).endswith("<|end|><|endoftext|>")
+    assert ours.answered[-2:] == [True, False]  # the end of the turn is learnt, the end of the text is not
+
+
 @pytest.mark.parametrize("model", ["smol", "phi3"])
 def test_an_answer_begins_where_the_engines_prompt_ends(model: str, request: Any) -> None:
     tokenizer = request.getfixturevalue(model)

@@ -248,7 +248,9 @@ def test_the_commands_tune_a_file_and_phial_runs_the_result(
     assert "all: 1 chats, 16 tokens, 9 with loss" in shown.err
     run = tmp_path / "run"
     assert console.run(app, [*arguments, "--validation", str(chats), "-o", str(run), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    assert "validation: 1 chats are trained on too" in shown.err
+    result = json.loads(shown.out)
     assert result["after"]["validation/loss"] < 0.1 < result["before"]["validation/loss"]
     assert console.run(app, ["convert", str(run / "model"), str(tmp_path / "out.gguf"), "--type", "f32"]) == 0
     llm = Llama(str(tmp_path / "out.gguf"), n_ctx=64, verbose=False)

@@ -255,10 +255,7 @@ def sft(
     data = batches_of(encoded, config, n)
     measured = encode_chats(held, start, config) if held else None
     if processes.rank == 0:
-        for what, one in (("training", encoded), *((("validation", measured),) if measured else ())):
-            say(one, what, n, tell)
-        full = _filled(encoded, data, config)
-        tell(f"{data.steps:,} steps of at most {config.batch} rows of {n:,} tokens, {full:.0%} full")
+        _say_all(encoded, measured, data, config, tell)
     model = start.model.to("cuda" if torch.cuda.is_available() else "cpu")
     evaluate = held_out(measured, n, config.micro_batch) if measured else None
     before = _evaluated(model, evaluate)
@@ -282,8 +279,25 @@ def sft(
     return {"model": str(folder / MODEL), "data": encoded.report(), "before": before, "after": dict(last)}
 
 
+def _say_all(encoded: Encoded, measured: Encoded | None, data: PackedChats, config: SftConfig, tell: Say) -> None:
+    """Tell what the data come to, before anything is trained."""
+    say(encoded, "training", data.n, tell)
+    if measured:
+        say(measured, "validation", data.n, tell)
+        if known := _known(measured, encoded):
+            tell(f"validation: {known:,} chats are trained on too, so their loss says nothing of new ones")
+    full = _filled(encoded, data, config)
+    tell(f"{data.steps:,} steps of at most {config.batch} rows of {data.n:,} tokens, {full:.0%} full")
+
+
 def _settings(config: SftConfig, n: int) -> Mapping[str, Any]:
     return config.model_dump(mode="json", include={"batch", "micro_batch", "epochs"}) | {"sequence": n}
+
+
+def _known(held: Encoded, learnt: Encoded) -> int:
+    """How many held-out chats are among those learnt, token by token."""
+    seen = {example.tokens.tobytes() for example in learnt.examples}
+    return sum(example.tokens.tobytes() in seen for example in held.examples)
 
 
 def _filled(encoded: Encoded, data: PackedChats, config: SftConfig) -> float:
