@@ -1,7 +1,7 @@
 """Chats from rows of data: OpenAI's messages, ShareGPT's conversations, Alpaca's instructions; nothing is guessed.
 
 A row of another shape is an error with its file and number. What a row says besides (an id, a source, a score) is left
-alone; tools and histories, which would change the text, are errors.
+alone; tools, histories and weights, which would change what is learnt, are errors.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ _SPEAKERS = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
     "bing": "assistant", "bard": "assistant", "system": "system",
 }  # fmt: skip
+_REFUSED = {  # by shape, what would change the text
+    "messages": ("system", "tools", "functions"),
+    "conversations": ("tools", "functions"),
+    "instruction": ("tools", "history"),
+}
 _SHAPES = (
     "{'messages': [{'role': ..., 'content': ...}]}, {'conversations': [{'from': ..., 'value': ...}]} or "
     "{'instruction': ..., 'input': ..., 'output': ...}"
@@ -55,25 +60,29 @@ def _messages(value: Mapping[str, Any]) -> Any:
     if len(found) != 1:
         what = f"both {found[0]} and {found[1]}" if found else f"only {', '.join(value) or 'nothing'}"
         raise PhialError(f"a row has {what}", f"a chat is one of {_SHAPES}")
-    if value.get("tools") or value.get("functions"):
-        raise PhialError("a row has tools", "chat templates are rendered without tools; leave them out")
+    if refused := [key for key in _REFUSED[found[0]] if value.get(key)]:
+        raise PhialError(f"a row has {refused[0]}", "it would not be learnt; write it into the messages, or remove it")
     if found == ["messages"]:
-        return _without_nulls(value["messages"])
+        return _plain(value["messages"], "message", "role", "content")
     return _share_gpt(value) if found == ["conversations"] else _alpaca(value)
 
 
-def _without_nulls(messages: Any) -> Any:
-    """Messages without the empty fields with which parquet fills its columns."""
-    if not isinstance(messages, list):
-        return messages
-    return [
-        {k: v for k, v in m.items() if v is not None or k == "content"} if isinstance(m, Mapping) else m
-        for m in messages
-    ]
+def _plain(turns: Any, what: str, *names: str) -> Any:
+    """Turns without their empty fields, with which parquet fills its columns; an error for other fields than these.
+
+    A weight or a tool call would change what is learnt.
+    """
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+        return turns
+    full = [{k: v for k, v in turn.items() if k in names or v not in (None, "", [], {})} for turn in turns]
+    for number, turn in enumerate(full, 1):
+        if others := [key for key in turn if key not in names]:
+            raise PhialError(f"{what} {number} has the field {others[0]!r}", f"only {' and '.join(names)} are learnt")
+    return full
 
 
 def _share_gpt(value: Mapping[str, Any]) -> list[Message]:
-    turns = value["conversations"]
+    turns = _plain(value["conversations"], "turn", "from", "value")
     if not isinstance(turns, list):
         raise PhialError(f"conversations is {type(turns).__name__}", f"a chat is one of {_SHAPES}")
     messages: list[Message] = []
@@ -95,9 +104,6 @@ def _alpaca(value: Mapping[str, Any]) -> list[Message]:
     for key, text in (*texts.items(), ("output", output)):
         if not isinstance(text, str):
             raise PhialError(f"{key} is {text!r:.60}", "it is a text")
-    history = value.get("history")
-    if history:
-        raise PhialError("a row has a history", "write the chat as messages")
     asked = "\n\n".join(text for text in (texts["instruction"], texts["input"]) if text)
     system: list[Message] = [{"role": "system", "content": texts["system"]}] if texts["system"] else []
     return [*system, {"role": "user", "content": asked}, {"role": "assistant", "content": output}]
