@@ -34,12 +34,12 @@ from phial.model.transformer import Transformer
 from phial.tokenizer.tokenizer import Tokenizer
 from phial.train.longrope import LongropeConfig, extend
 from phial.train.longrope_measure import found_share, mean_loss, measure, needle_batches, text_batches
-from phial.train.longrope_model import as_phi3
+from phial.train.longrope_model import as_phi3, longrope_config, set_config
 from phial.train.longrope_needles import NEEDLE, QUESTION, Encode, plant, random_key
 from phial.train.longrope_pictures import draw_factors, draw_lengths
 from phial.train.longrope_search import SearchConfig
-from phial.train.longrope_seeds import seed_factors
-from phial.train.longrope_texts import split_windows
+from phial.train.longrope_seeds import seed_factors, yarn_attn_factor
+from phial.train.longrope_texts import Texts, pieces, split_windows
 from phial.train.longrope_tuning import MixedWindows, TuneConfig
 from phial.train.loop import LoopConfig, train
 from phial.train.objective import IGNORED, Batch, NextToken
@@ -49,6 +49,11 @@ CONTEXT, TARGET, VOCABULARY, DOCUMENTS, NEEDLES = 128, 1024, 1024, 1500, 64
 INITIAL_STD = 0.08  # of matrices; with 0.02 nothing looks back for thousands of steps
 SHORT = "not extended, tuned"
 WAYS = ("searched", "searched and tuned", "best seed and tuned", "searched by needle")
+PAIRS = (
+    ("searched", "yarn", TARGET), ("searched", "ntk", TARGET), ("searched", "none", CONTEXT), ("ntk", "none", CONTEXT),
+    ("yarn", "none", CONTEXT), ("searched and tuned", "best seed and tuned", CONTEXT),
+    ("searched and tuned", "best seed and tuned", TARGET),
+)  # fmt: skip
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t for the mean of so many seeds
 Ids = NDArray[Any]
 Rows = list[dict[str, Any]]
@@ -164,6 +169,14 @@ def settings(way: str, seed: int) -> LongropeConfig:
     return plain.model_copy(update={"tune": tune, "search": search.model_copy(update={"iterations": 8})})
 
 
+def long_texts(held: list[Ids]) -> Texts:
+    """The windows every way has."""
+    config = settings(WAYS[0], 0)
+    return split_windows(
+        held, TARGET, search=config.search_windows, report=config.report_windows, tune=1, seed=config.seed
+    )
+
+
 def tuning(seed: int) -> TuneConfig:
     schedule = ScheduleConfig(kind="linear", warmup=10)
     loop = LoopConfig(steps=150, seed=seed, checkpoint_every=50, optimizer=OptimizerConfig(lr=1e-3), schedule=schedule)
@@ -175,10 +188,7 @@ def tuned_short(model: Path, held: list[Ids], encode: Encode, work: Path, seed: 
     folder = run_folder(work, SHORT, seed)
     if (folder / "after.json").exists():
         return
-    config = settings("searched and tuned", seed)
-    texts = split_windows(
-        held, TARGET, search=config.search_windows, report=config.report_windows, tune=1, seed=config.seed
-    )
+    texts = long_texts(held)
     network = as_phi3(load(model, dtype=torch.float32))
     plan = tuning(seed)
     plan = plan.model_copy(update={"rows": 24, "short_share": 0.0, "loop": plan.loop.model_copy(update={"steps": 300})})
@@ -245,6 +255,37 @@ def table(rows: Rows) -> str:
     return "\n".join(lines)
 
 
+def paired(work: Path, report: Ids) -> str:
+    """Differences of mean losses, 95 % by Student's t over the report's texts; the runs of seed 0."""
+    stretch = TARGET / CONTEXT
+    models = {way: _model(run_folder(work, way, 0) / "model") for way in WAYS[:3]}
+    untouched = as_phi3(load(work / "base", dtype=torch.float32))
+    base = untouched.config
+    for way, list_ in seed_factors(base, stretch).items():
+        attn_factor = yarn_attn_factor(stretch) if way == "yarn" else 1.0
+        models[way] = (untouched, longrope_config(base, TARGET, list_, list_, attn_factor))
+    texts = len(report)
+    lines = ["| loss, nats | difference | of perplexity |", "|---|--:|--:|"]
+    for one, other, length in PAIRS:
+        losses = []
+        for network, config in (models[one], models[other]):
+            set_config(network, config)
+            cut = (text_batches(pieces(report[i : i + 1], length)) for i in range(texts))
+            losses.append([mean_loss(network, batches) for batches in cut])
+        differences = np.subtract(*losses)
+        mean, half = float(differences.mean()), 2.131 * float(differences.std(ddof=1)) / math.sqrt(texts)
+        lines.append(
+            f"| {one} less {other}, at {length} | {mean:+.4f} ± {half:.4f} | {100 * (math.exp(mean) - 1):+.1f} % |"
+        )
+    return "\n".join(lines)
+
+
+def _model(folder: Path) -> tuple[Transformer, ModelConfig]:
+    network = load(folder, dtype=torch.float32)
+    assert isinstance(network, Transformer)
+    return network, network.config
+
+
 def factors(work: Path) -> str:
     """The lists that were found."""
     lines = []
@@ -285,11 +326,12 @@ def main() -> None:
     )
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--images", type=Path, help="where to draw the pictures")
+    parser.add_argument("--pairs", action="store_true", help="compare ways text by text")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    tokenizer = vocabulary(options.work, options.texts)
+    train_on, held = corpus(options.work, options.texts, tokenizer.encode)
     if options.ways:
-        tokenizer = vocabulary(options.work, options.texts)
-        train_on, held = corpus(options.work, options.texts, tokenizer.encode)
         model = base(options.work, tokenizer, train_on, held)
         for seed in map(int, options.seeds.split(",")):
             for way in options.ways.split(";"):
@@ -300,6 +342,8 @@ def main() -> None:
                 extend(model, held, tokenizer.encode, TARGET, settings(way, seed), folder, show=show)
     rows = gathered(options.work)
     print(table(rows), factors(options.work), sep="\n\n")
+    if options.pairs:
+        print("\n" + paired(options.work, long_texts(held).report))
     if options.images:
         draw(options.work, rows, options.images)
 
