@@ -101,7 +101,7 @@ def extend(
     show: Show = lambda stage, done, total, text: None,
     workers: int = 0,
 ) -> Result:
-    """Extend the model of a Hugging Face folder to `target` tokens.
+    """Extend the model of a Hugging Face folder to `target` tokens, on a GPU where there is one.
 
     Args:
         documents: token ids of long texts, as the model's tokenizer gives them.
@@ -113,7 +113,7 @@ def extend(
         PhialError: a model that cannot be extended, too few long texts, a folder of another run.
         ArgumentError: a target or lengths that do not lie beyond the model's context in rising order.
     """
-    model = as_phi3(load(source, dtype=torch.float32))
+    model = as_phi3(load(source, dtype=torch.float32, device=_device()))
     run = _Run(source, model, model.config, target, config, folder, encode, show)
     run.check(documents)
     least = 1 if config.tune else 0
@@ -262,7 +262,11 @@ class _Run:
         return rows
 
 
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _transformer(folder: Path) -> Transformer:
-    model = load(folder, dtype=torch.float32)
+    model = load(folder, dtype=torch.float32, device=_device())
     assert isinstance(model, Transformer)
     return model
