@@ -5,9 +5,9 @@ python bench/train.py --device cuda --shape gpt124m --compile
 
 The same initial weights, the same packed documents, none seeing another, the same AdamW (fused, no decay), batch and
 precision. Each run is a process of its own; they take turns (A B A B ...) and a figure is the median over the turns.
-Speed is tokens a second of processor time, a step being from one request for data to the next; memory is the largest
-resident set, with and without what was there before the first step. All must end at the same loss. Trainer needs the
-packages accelerate and psutil, which phial does not.
+Speed is tokens a second of processor time (by the clock with several threads, which wants a quiet machine), a step
+being from one request for data to the next; memory is the largest resident set, with and without what was there before
+the first step. All must end at the same loss. Trainer needs the packages accelerate and psutil, which phial does not.
 
 With --device cuda phial runs alone, its documents by FlexAttention, and MFU is given (flops.py), by the clock. That
 part has never been run. Data are a Markov chain of tokens: it can be learnt, and needs no file. Prints JSON.
@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -70,7 +71,7 @@ class Chain:
         self.device = device
         self.next = torch.randint(self.n_vocab, (self.n_vocab, 4), generator=torch.Generator().manual_seed(0))
         self.batches: list[dict[str, Tensor]] = []
-        self.times: list[float] = []
+        self.times: list[tuple[float, float]] = []  # of processors, by the clock
         self.before = 0.0
 
     def prepare(self, steps: int) -> None:
@@ -100,11 +101,12 @@ class Chain:
             self.before = resident_mb()
         if self.device == "cuda":
             torch.cuda.synchronize()
-        self.times.append(time.perf_counter() if self.device == "cuda" else time.process_time())
+        self.times.append((time.process_time(), time.perf_counter()))
 
-    def tokens_per_second(self) -> float:
-        steps = [b - a for a, b in zip(self.times[WARM_UP:-1], self.times[WARM_UP + 1 :], strict=True)]
-        return self.rows * self.length / median(steps)
+    def tokens_per_second(self, clock: int) -> float:
+        """By the first or the second of the clocks."""
+        ends = [times[clock] for times in self.times[WARM_UP:]]
+        return self.rows * self.length / median(b - a for a, b in pairwise(ends))
 
 
 def resident_mb() -> float:
@@ -137,13 +139,12 @@ def child(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, Any
         "phial": train_phial, "plain": train_peers.train_plain, "trainer": train_peers.train_trainer,
     }  # fmt: skip
     model, loss = runs[kind](folder, chain, options)
-    rate = chain.tokens_per_second()
-    found = {"tokens_per_second": rate, "loss": loss}
+    found = {"tokens_per_second": chain.tokens_per_second(0), "by_clock": chain.tokens_per_second(1), "loss": loss}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     found |= {"peak_mb": peak, "steps_mb": peak - chain.before}
     if options.device == "cuda":
         limit = peak_flops(torch.device("cuda"), options.precision)
-        found["mfu"] = flops_per_token(model, chain.length) * rate / limit if limit else None
+        found["mfu"] = flops_per_token(model, chain.length) * found["by_clock"] / limit if limit else None
         found["peak_mb"] = torch.cuda.max_memory_allocated() / 1e6
     return found
 
@@ -164,7 +165,8 @@ def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     ours = result["phial"]
     for kind in kinds[1:]:
         pairs = zip(found["phial"], found[kind], strict=True)
-        ratio = {"speed": median(a["tokens_per_second"] / b["tokens_per_second"] for a, b in pairs)}
+        rate = "tokens_per_second" if options.threads == 1 else "by_clock"
+        ratio = {"speed": median(a[rate] / b[rate] for a, b in pairs)}
         ratio |= {name: result[kind][name] / ours[name] for name in ("peak_mb", "steps_mb")}
         result[f"phial against {kind}"] = ratio | {"loss": ours["loss"] - result[kind]["loss"]}
     return result
