@@ -16,6 +16,7 @@ from torch import Tensor
 from phial.config import PRESETS, ModelConfig
 from phial.errors import ArgumentError
 from phial.model import attention as paths
+from phial.model import blockwise
 from phial.model.attention import attend, flexible_attention, plain_attention
 from phial.model.masks import KeyMask
 from phial.model.phi3_small import PHI_3_SMALL_8K, Phi3Small, Phi3SmallConfig
@@ -114,8 +115,12 @@ def test_every_path_equals_the_one_written_out(name: str, path: str) -> None:
     torch.testing.assert_close(attend("plain", q, k, v, MASKS[name], 0.5), expected, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("name", MASKS)
-def test_gradients_of_a_path_for_training_equal_those_of_the_one_written_out(name: str) -> None:
+def test_gradients_of_a_path_for_training_equal_those_of_the_one_written_out(
+    name: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blockwise, "KEPT", 200 if kept else 199)
     found = {}
     for path in ("auto", "plain"):  # on a CPU "auto" is blockwise, but for patterns
         leaves = [x.requires_grad_() for x in inputs()]

@@ -57,10 +57,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             nll -= (log_p.gather(1, place)[:, 0] * kept).sum()
             squares += (log_z.square() * kept).sum()
             if to_hidden is not None and to_weight is not None:
-                by_logit = log_p.exp_().mul_((kept * (1 + 2 * z_loss * log_z))[:, None])
-                by_logit = by_logit.scatter_add_(1, place, -kept[:, None]).to(weight.dtype)
-                torch.mm(by_logit, weight, out=to_hidden[rows])
-                to_weight += by_logit.T @ hidden[rows]
+                by_logit = log_p.exp_()
+                if z_loss:
+                    by_logit *= (1 + 2 * z_loss * log_z)[:, None]
+                by_logit = by_logit.scatter_add_(1, place, -torch.ones_like(by_logit[:, :1])).to(weight.dtype)
+                counted = kept[:, None].to(weight.dtype)  # on rows of D: there are fewer of them than of V
+                torch.mul(by_logit @ weight, counted, out=to_hidden[rows])
+                to_weight += by_logit.T @ (hidden[rows] * counted)
         ctx.mark_non_differentiable(squares)
         ctx.save_for_backward(to_hidden, to_weight)
         ctx.dtype = weight.dtype
