@@ -150,12 +150,16 @@ def test_every_way_to_train_has_the_losses_of_one_process(tmp_path: Path) -> Non
         "averaged": ({"ema": 0.9}, 1e-6),
         "recomputed": ({"recompute": True}, 1e-6),
         "bf16": ({"precision": "bf16"}, 1e-4),
+        "muon": ({"optimizer": {"kind": "muon"}}, 1e-4),
     }
     runs = {way: {**TEN, **settings} for way, (settings, _) in ways.items()}
     launched(2, *({"folder": str(tmp_path / "two" / way), **run} for way, run in runs.items()))
     for way, run in runs.items():
         alone(folder=str(tmp_path / "one" / way), **run)
         assert_same_losses(tmp_path / "one" / way, tmp_path / "two" / way, ways[way][1])
+        again = halfway(tmp_path / "two" / way, tmp_path / "again" / way)
+        alone(folder=str(again), **run)
+        assert_same_losses(tmp_path / "one" / way, again, ways[way][1])
 
 
 @pytest.mark.slow
