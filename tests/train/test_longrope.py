@@ -23,7 +23,7 @@ from phial.model.checkpoint import load
 from phial.train.longrope import LongropeConfig, Result, extend
 from phial.train.longrope_measure import found_share, mean_loss, measure, needle_batches, report_lengths, text_batches
 from phial.train.longrope_model import as_phi3, longrope_config
-from phial.train.longrope_needles import IGNORED, QUESTION, needle_rows, plant
+from phial.train.longrope_needles import IGNORED, QUESTION, least_length, needle_rows, plant
 from phial.train.longrope_search import SearchConfig
 from phial.train.longrope_texts import pieces, split_windows
 from phial.train.longrope_tuning import MixedWindows, TuneConfig
@@ -85,8 +85,10 @@ def test_depths_are_even_keys_differ_and_only_answers_are_targets() -> None:
 
 
 def test_a_length_without_room_and_a_short_filler_are_errors() -> None:
+    least = least_length(encode)
+    assert len(plant(np.zeros(600, np.int64), least, "12345", 0.5, encode)[0]) == least + 1
     with pytest.raises(ArgumentError, match="takes"):
-        plant(np.zeros(600, np.int64), 50, "12345", 0.5, encode)
+        plant(np.zeros(600, np.int64), least - 1, "12345", 0.5, encode)
     with pytest.raises(ArgumentError, match="cannot fill"):
         plant(np.zeros(100, np.int64), 400, "12345", 0.5, encode)
 
@@ -159,6 +161,8 @@ def test_each_length_is_measured_with_its_own_factors(llama: Path, documents: li
     )
     assert [row["loss"] for row in mixed] == [plain[0]["loss"], wide[1]["loss"]]
     assert plain[0]["loss"] != wide[0]["loss"] and plain[1]["loss"] != wide[1]["loss"]
+    known = measure(model, longrope_config(base, 1024, ones, ones), windows, [64, 256], 2, encode)
+    assert known[0]["found"] is None and known[1]["found"] == 0  # no needle fits into 64 tokens
     assert report_lengths(256, 1024) == [256, 512, 1024] and report_lengths(256, 700) == [256, 512, 700]
 
 
@@ -248,6 +252,9 @@ def test_another_plan_in_the_same_folder_and_impossible_targets_are_errors(
 ) -> None:
     extended(llama, documents, tmp_path, QUICK.model_copy(update={"short_ceiling": None}))
     with pytest.raises(PhialError, match="another run: config"):
+        extended(llama, documents, tmp_path)
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(PhialError, match="damaged"):
         extended(llama, documents, tmp_path)
     for target, lengths in ((256, None), (1024, (512,)), (1024, (512, 256, 1024))):
         config = QUICK.model_copy(update={"lengths": lengths})

@@ -91,13 +91,14 @@ def _show(report: dict[str, Any]) -> None:
     """A row a way, perplexity and passkeys by length."""
     rows = report["rows"]
     lengths = sorted({row["length"] for row in rows})
+    passkeys = any(row["found"] is not None for row in rows)
     ways = list(dict.fromkeys(row["way"] for row in rows))
     cells = {(row["way"], row["length"]): row for row in rows}
     table = []
     for way in ways:
         mine = [cells[way, length] for length in lengths]
-        found = [] if mine[0]["found"] is None else [f"{100 * row['found']:.0f}" for row in mine]
+        found = ["" if row["found"] is None else f"{100 * row['found']:.0f}" for row in mine] if passkeys else []
         table.append([way, *(f"{row['perplexity']:.2f}" for row in mine), *found])
     titles = [f"ppl {length}" for length in lengths]
-    titles += [f"found {length}, %" for length in lengths][: len(table[0]) - 1 - len(lengths)]
+    titles += [f"found {length}, %" for length in lengths] if passkeys else []
     console.write_table(["way", *titles], table, right=titles)

@@ -177,7 +177,7 @@ class _Run:
         path = self.folder / "plan.json"
         if not path.exists():
             write_json(path, plan)
-        elif (there := json.loads(path.read_text("utf-8"))) != plan:
+        elif (there := _read(path)) != plan:
             different = ", ".join(key for key in plan if there.get(key) != plan[key])
             raise PhialError(f"{self.folder} is of another run: {different}", "name another folder")
 
@@ -186,7 +186,7 @@ class _Run:
         path = self.folder / name
         if not path.exists():
             write_json(path, make())
-        return json.loads(path.read_text("utf-8"))
+        return _read(path)
 
     def config(self, short: Factors, long: Factors, attn_factor: float | None = None) -> ModelConfig:
         return longrope_config(self.base, self.target, short, long, attn_factor or self.settings.attn_factor)
@@ -260,6 +260,13 @@ class _Run:
         shutil.rmtree(folder, ignore_errors=True)  # of a run killed between the two
         save(self.model, folder, tokenizer_from=self.source)
         return rows
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise PhialError(f"{path} is damaged: {error}", "remove it; it is made again") from error
 
 
 def _device() -> str:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from phial.config import ModelConfig
 from phial.model.transformer import Transformer
 from phial.train.longrope_model import longrope_config, set_config
-from phial.train.longrope_needles import Encode, needle_rows
+from phial.train.longrope_needles import Encode, least_length, needle_rows
 from phial.train.longrope_seeds import Factors
 from phial.train.longrope_texts import Windows, pieces
 from phial.train.objective import IGNORED, Batch, NextToken
@@ -105,6 +105,8 @@ def measure(
     rows = []
     for length in lengths:
         loss = mean_loss(model, text_batches(pieces(windows, length)))
-        found = found_share(model, needle_batches(windows, length, needles, encode, seed=1)) if needles else None
+        found = None
+        if needles and length >= least_length(encode):
+            found = found_share(model, needle_batches(windows, length, needles, encode, seed=1))
         rows.append({"length": length, "loss": loss, "perplexity": math.exp(min(loss, 700.0)), "found": found})
     return rows

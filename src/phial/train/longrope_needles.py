@@ -47,6 +47,12 @@ def plant(filler: NDArray[np.integer], length: int, key: str, depth: float, enco
     return np.concatenate([np.asarray(part, np.int64) for part in parts]), len(tail) - shared
 
 
+def least_length(encode: Encode) -> int:
+    """The shortest text that plant() can make around no filler, in tokens that the model reads."""
+    key = "1" * DIGITS
+    return len(encode(NEEDLE.format(key=key))) + len(encode(f"{QUESTION} {key}")) - 1
+
+
 def needle_rows(
     fillers: Sequence[NDArray[np.integer]], length: int, count: int, encode: Encode, seed: int
 ) -> tuple[Rows, Rows]:
