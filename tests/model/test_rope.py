@@ -88,6 +88,17 @@ def test_without_factors_one_table_serves_all_rows_and_follows_the_formula() -> 
         assert sin[0, 0, position, i].item() == pytest.approx(math.sin(angle), abs=2e-5)
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_gradients_are_those_of_a_matrix_of_turns(interleaved: bool) -> None:
+    config = replace(PHI35, rope_attn_factor=1.3)
+    x, by_turned = (torch.randn(1, 1, 6, 100, requires_grad=True) for _ in range(2))  # 4 numbers pass through
+    turns = tables(config, [6], 6)
+    unit = torch.eye(100)[:, None, None].expand(-1, 1, 6, -1)
+    matrix = rotate(unit, turns, interleaved)  # row i: what a one at place i becomes
+    (gradient,) = torch.autograd.grad(rotate(x, turns, interleaved), x, by_turned)
+    torch.testing.assert_close(gradient[0, 0], torch.einsum("itj,tj->ti", matrix[:, 0], by_turned[0, 0]))
+
+
 def test_rotation_is_multiplication_of_complex_numbers() -> None:
     config = replace(PHI35, rope_attn_factor=1.3)
     turns = tables(config, [6], 6)

@@ -74,4 +74,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
 
 def _pairs(x: Tensor, interleaved: bool) -> tuple[Tensor, ...]:
-    return (x[..., ::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
+    if interleaved:
+        return x[..., ::2], x[..., 1::2]
+    half = x.shape[-1] // 2  # slices, because compilers do not let parts of a chunk() be written
+    return x[..., :half], x[..., half:]
