@@ -120,6 +120,7 @@ def test_one_wild_loss_does_not_move_the_fit() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("by_run", [0.0, 0.004])
 def test_intervals_hold_the_truth_as_often_as_they_say(by_run: float) -> None:
     """90 % intervals of parameters and of predictions at four times the greatest budget, over 40 plantings."""
