@@ -89,7 +89,8 @@ def _again(folder: Path, recipe: str = SMALL) -> list[str]:
     """Carry out a recipe there; the stages that were run."""
     (folder / "small.toml").write_text(recipe)
     said: list[str] = []
-    make(resolve(folder / "small.toml", folder / "out"), said.append)
+    stages = make(resolve(folder / "small.toml", folder / "out"), said.append)
+    assert list(stages) == STAGES
     return [line.removesuffix(" ...") for line in said if line.endswith(" ...")]
 
 

@@ -53,11 +53,13 @@ class Stages:
         settings = json.loads(json.dumps(settings, default=str))
         read = self._digests(inputs)
         if self._stands(name, settings, read):
+            self.made[name] = self.made.pop(name)  # in the order of this recipe
             self._say(f"{name}: as it was")
             return
         self._say(f"{name} ...")
         started = time.perf_counter()
         numbers = work()
+        self.made.pop(name, None)
         self.made[name] = {
             "settings": settings,
             "inputs": read,
