@@ -184,7 +184,7 @@ def _dots(axis: Any, found: Results, contrasts: list[Contrast], kinds: dict[str,
     axis.set_yticks(range(len(kinds)), list(kinds))
     axis.invert_yaxis()
     axis.set_xlabel(label, color=INK)
-    axis.legend(frameon=False, labelcolor=INK, fontsize=8)
+    axis.legend(frameon=False, labelcolor=INK, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 
 def _phases_picture(found: Results, contrasts: list[Contrast]) -> None:
