@@ -158,8 +158,9 @@ def test_pools_are_written_once_and_again_when_something_changed(
 @pytest.fixture(scope="module")
 def done(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], FollowsTheLaw]:
     folder, config = tmp_path_factory.mktemp("run"), read_optimal(corpus / "optimal.toml")
-    trainer = FollowsTheLaw(make_pools(config, folder).buckets)
-    return folder, run_optimal(config, folder, trainer), trainer
+    pools = make_pools(config, folder)
+    trainer = FollowsTheLaw(pools.buckets)
+    return folder, run_optimal(config, pools, folder, trainer), trainer
 
 
 def test_the_report_says_what_the_law_says(done: tuple[Path, dict[str, Any], FollowsTheLaw]) -> None:
@@ -260,10 +261,12 @@ def test_a_corpus_that_does_not_fit_is_refused(
 ) -> None:
     asked = config.model_copy(update={"pool_tokens": None, **changes})
     with pytest.raises(PhialError, match=message):
-        run_optimal(asked, tmp_path, FollowsTheLaw([1, 1, 1]))
+        run_optimal(asked, make_pools(asked, tmp_path), tmp_path, FollowsTheLaw([1, 1, 1]))
 
 
 def test_a_loss_that_is_no_number_is_refused_and_not_kept(config: OptimalConfig, tmp_path: Path) -> None:
     with pytest.raises(PhialError, match="validation/loss is nan"):
-        run_optimal(config, tmp_path, lambda proxy, folder: [{"validation/loss": float("nan")}])
+        run_optimal(
+            config, make_pools(config, tmp_path), tmp_path, lambda proxy, folder: [{"validation/loss": float("nan")}]
+        )
     assert not list((tmp_path / "proxies").glob("*.json"))

@@ -48,13 +48,14 @@ def optimal(
             raise ArgumentError(f"--tokens {min(tokens)}", "1 or more")
         settings = settings.model_copy(update={"plan_tokens": tuple(tokens)})
     train = PretrainedProxies(settings)
-    todo = proxies(settings, make_pools(settings, output, workers=workers))
+    pools = make_pools(settings, output, workers=workers)
+    todo = proxies(settings, pools)
     if list_only:
         _list(todo, as_json)
         return
     try:
         with progress("proxies", sum(proxy.tokens for proxy in todo), counted=False, each=True) as show:
-            report = run_optimal(settings, output, train, show=show, hold_out=which, workers=workers)
+            report = run_optimal(settings, pools, output, train, show=show, hold_out=which)
     except KeyboardInterrupt:
         console.note(f"stopped; the same command goes on from {output}")
         raise

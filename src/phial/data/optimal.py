@@ -21,7 +21,7 @@ from phial.data.optimal_config import OptimalConfig
 from phial.data.optimal_fit import Fit, Point, fit
 from phial.data.optimal_picture import draw
 from phial.data.optimal_plan import Choice, Crossover, Shares, best_share, choose, crossovers, held_out, parameters
-from phial.data.optimal_pools import Pools, make_pools
+from phial.data.optimal_pools import Pools
 from phial.data.optimal_runs import Measured, Show, TrainProxy, points_of, proxies, run_proxies
 from phial.manifest import write_json
 
@@ -49,21 +49,20 @@ class Result(NamedTuple):
 
 def run_optimal(
     config: OptimalConfig,
+    pools: Pools,
     output: Path,
     train: TrainProxy,
     *,
     show: Show = lambda done, text: None,
     hold_out: HoldOut = "largest",
-    workers: int = 1,
 ) -> dict[str, Any]:
     """Run what is not run yet, fit, and write everything to `output`; the contents of optimal.json.
 
     Args:
-        workers: processes that tokenise.
+        pools: of this configuration, as make_pools gives them.
 
-    Raises PhialError as make_pools, run_proxies and fit.
+    Raises PhialError as run_proxies and fit.
     """
-    pools = make_pools(config, output, workers=workers)
     measured = run_proxies(proxies(config, pools), config.measure, output / "proxies", train, show)
     results = [analyse(config, pools.buckets, measured, model.name, hold_out) for model in config.models]
     _write_points(measured, config, pools, output / "points.csv")
