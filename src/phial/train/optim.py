@@ -1,7 +1,7 @@
 """Optimisers and schedules: which rule follows which weights, how fast, and when.
 
 Matrices inside layers are decayed, and may follow Muon (github.com/KellerJordan/Muon), its step scaled to the size of
-AdamW's as in arXiv 2502.16982, so that one learning rate serves both. Embeddings, norms and biases follow AdamW without
+AdamW's as in arXiv 2502.16982, so that one learning rate drives both. Embeddings, norms and biases follow AdamW without
 decay, an output matrix of its own AdamW with decay. Fused matrices (phi3's qkv_proj and gate_up_proj) go through Muon
 whole: torch.optim.Muon keeps one momentum a parameter, which checkpoints and slices over processes rely on, and the
 parts share their input. What that costs is one scale for all parts.
