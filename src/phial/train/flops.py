@@ -38,7 +38,7 @@ def flops_per_token(model: nn.Module, length: int) -> float:
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """FLOP/s that matrix products reach at best: of a known GPU in bf16 its data sheet's, of a CPU measured now.
 
-    None where it is not known. The measurement takes some tens of milliseconds and shares the machine with whatever
+    None where it is not known. The measurement takes some tenths of a second and shares the machine with whatever
     else runs, so a CPU's MFU is a rough figure.
     """
     if device.type == "cpu":
@@ -53,7 +53,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 def _measured(dtype: torch.dtype) -> float:
     a = torch.ones(_SIDE, _SIDE, dtype=dtype)
     best = float("inf")
-    for _ in range(4):
+    for _ in range(24):  # another process may take any one of them
         started = time.perf_counter()
         a @ a
         best = min(best, time.perf_counter() - started)
