@@ -31,9 +31,9 @@ def filtered(folder: Path, arm: str, seed: int) -> Series:
     return Series(f"a-{arm}-{seed}", order, BUDGETS, seed, 0.2, {"experiment": "a", "arm": arm})
 
 
-def synthetic(folder: Path, share: int, seed: int) -> Series:
-    order = epochs(folder / "mix" / f"synthetic-{share}-{seed}" / "one", BUDGETS[-1], seed)
-    return Series(f"c-{share}-{seed}", order, BUDGETS[-2:], seed, 0.2, {"experiment": "c", "arm": f"synthetic-{share}"})
+def synthetic(folder: Path, seed: int) -> Series:
+    order = epochs(folder / "mix" / f"synthetic-20-{seed}" / "one", BUDGETS[-1], seed)
+    return Series(f"c-20-{seed}", order, BUDGETS[-2:], seed, 0.2, {"experiment": "c", "arm": "synthetic-20"})
 
 
 def phases(folder: Path, kind: str, arm: str, seed: int) -> Series:
@@ -54,11 +54,11 @@ def every_series(folder: Path) -> list[Series]:
     arms = ("two phases", "one mixture")
     for seed in SEEDS:
         found += [filtered(folder, arm, seed) for arm in KEEP]
-        found += [synthetic(folder, 20, seed)]
+        found += [synthetic(folder, seed)]
         found += [phases(folder, "phases", arm, seed) for arm in arms]
     for seed in SEEDS:
         found += [phases(folder, "gentle", arm, seed) for arm in arms]
-    return found + [synthetic(folder, 40, seed) for seed in SEEDS]
+    return found
 
 
 def main() -> None:

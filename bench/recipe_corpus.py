@@ -133,9 +133,8 @@ def mixtures(limits: dict[str, float]) -> dict[str, list[dict[str, Any]]]:
     web: dict[str, dict[str, Any]] = {name: {"source": "web", "min_quality": limit} for name, limit in limits.items()}
     web["all"] = {"source": "web"}
     found: dict[str, list[dict[str, Any]]] = {name: [{"name": "one", "sources": [web[name]]}] for name in KEEP}
-    for share in (20, 40):
-        both = [web["keep-40"] | {"weight": 100 - share}, {"source": "synthetic", "weight": share}]
-        found[f"synthetic-{share}"] = [{"name": "one", "tokens": 1_680_000, "sources": both}]
+    both = [web["keep-40"] | {"weight": 4}, {"source": "synthetic", "weight": 1}]
+    found["synthetic-20"] = [{"name": "one", "tokens": 1_680_000, "sources": both}]
     for name, best, weight in (("phases", "keep-10", 1), ("gentle", "keep-40", 4)):
         second = [web[best] | {"claim": 1, "weight": weight}, {"source": "synthetic", "weight": 1}]
         found[name] = [
