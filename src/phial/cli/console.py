@@ -10,7 +10,8 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, Any
 
 from phial.errors import PhialError
@@ -35,6 +36,16 @@ def write(text: str) -> None:
 def note(text: str) -> None:
     """Says one line to the person, on stderr."""
     print(one_line(text), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def resumable(folder: object) -> Iterator[None]:
+    """Says, where Ctrl-C ends what is done within, that the same command goes on from the folder."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"stopped; the same command goes on from {folder}")
+        raise
 
 
 def write_json(value: object) -> None:

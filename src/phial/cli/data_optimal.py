@@ -53,12 +53,9 @@ def optimal(
     if list_only:
         _list(todo, as_json)
         return
-    try:
+    with console.resumable(output):
         with progress("proxies", sum(proxy.tokens for proxy in todo), counted=False, each=True) as show:
             report = run_optimal(settings, pools, output, train, show=show, hold_out=which)
-    except KeyboardInterrupt:
-        console.note(f"stopped; the same command goes on from {output}")
-        raise
     if as_json:
         console.write_json(report)
     else:

@@ -40,11 +40,8 @@ def make(
         return
     from phial.recipe.make import make as carry_out
 
-    try:
+    with console.resumable(folder):
         made = carry_out(resolved, console.note, workers=workers)
-    except KeyboardInterrupt:
-        console.note(f"stopped; the same command goes on from {folder}")
-        raise
     if as_json:
         console.write_json({"model": str(folder / resolved.gguf.name), "stages": made})
     else:

@@ -50,11 +50,8 @@ def longrope(
     from phial.train.longrope import LongropeConfig
 
     settings = LongropeConfig() if config is None else read_config(config, LongropeConfig)
-    try:
+    with console.resumable(output):
         report = _run(model, texts_of(texts), target, settings, output, workers, type, run_extension)
-    except KeyboardInterrupt:
-        console.note(f"stopped; the same command goes on from {output}")
-        raise
     if as_json:
         console.write_json(report)
     else:

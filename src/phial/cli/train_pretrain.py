@@ -23,11 +23,8 @@ def pretrain(config: Config, output: Output, workers: Workers = 0, as_json: opti
     from phial.train.pretrain import read_pretrain
 
     settings = read_pretrain(config)
-    try:
+    with console.resumable(output):
         result = run_pretraining(settings, output, console.note, workers=workers)
-    except KeyboardInterrupt:
-        console.note(f"stopped; the same command goes on from {output}")
-        raise
     if os.environ.get("RANK", "0") != "0":  # the first of torchrun's processes says it
         return
     if as_json:

@@ -64,11 +64,8 @@ def sft(
     if output is None:
         _preview(start, data, settings, as_json)
         return
-    try:
+    with console.resumable(output):
         result = _run(settings, start, data, validation or [], output, workers)
-    except KeyboardInterrupt:
-        console.note(f"stopped; the same command goes on from {output}")
-        raise
     if os.environ.get("RANK", "0") != "0":  # the first of torchrun's processes says it
         return
     if as_json:

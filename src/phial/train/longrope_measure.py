@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +11,12 @@ from torch.nn import functional
 
 from phial.config import ModelConfig
 from phial.model.transformer import Transformer
+from phial.train.held_out import perplexity, summed_loss
 from phial.train.longrope_model import longrope_config, set_config
 from phial.train.longrope_needles import Encode, least_length, needle_rows
 from phial.train.longrope_seeds import Factors
 from phial.train.longrope_texts import Windows, pieces
-from phial.train.objective import IGNORED, Batch, NextToken
+from phial.train.objective import IGNORED, Batch
 
 TOKENS_AT_ONCE = 4096
 
@@ -37,16 +37,10 @@ def _batches(tokens: Windows, targets: Windows) -> list[Batch]:
     return [{"tokens": torch.from_numpy(tokens[p]), "targets": torch.from_numpy(targets[p])} for p in parts]
 
 
-@torch.no_grad()
 def mean_loss(model: Transformer, batches: Sequence[Batch]) -> float:
     """Mean nats a target."""
     model.eval()
-    objective, device = NextToken(), next(model.parameters()).device
-    total, count = 0.0, 0
-    for batch in batches:
-        here = {name: values.to(device) for name, values in batch.items()}
-        total += float(objective(model, here).sums["loss"])
-        count += objective.count(here)
+    total, count = summed_loss(model, batches)
     return total / count
 
 
@@ -108,5 +102,5 @@ def measure(
         found = None
         if needles and length >= least_length(encode):
             found = found_share(model, needle_batches(windows, length, needles, encode, seed=1))
-        rows.append({"length": length, "loss": loss, "perplexity": math.exp(min(loss, 700.0)), "found": found})
+        rows.append({"length": length, "loss": loss, "perplexity": perplexity(loss), "found": found})
     return rows

@@ -22,6 +22,7 @@ from phial.errors import ArgumentError, PhialError
 from phial.hf.config import write_hf_config
 from phial.model.checkpoint import save
 from phial.model.transformer import INITIAL_STD, Transformer
+from phial.train.held_out import perplexity, summed_loss
 from phial.train.loop import Evaluate, LoopConfig, train
 from phial.train.mup import scale_initial
 from phial.train.objective import NextToken
@@ -210,15 +211,10 @@ def evaluation(config: PretrainConfig, sources: Mapping[str, TokenSource]) -> Ev
     rows = {name: _fixed_rows(config, source) for name, source in sources.items()}
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        objective, total, count = NextToken(), 0.0, 0
+        total, count = 0.0, 0
         results: dict[str, float] = {}
-        device = next(model.parameters()).device
         for name, own in rows.items():
-            nll, targets = 0.0, 0
-            for batch in own:
-                placed = {key: value.to(device) for key, value in batch.items()}
-                nll += float(objective(model, placed).total)
-                targets += objective.count(batch)
+            nll, targets = summed_loss(model, own)
             results |= _means(f"validation/{name}", nll, targets)
             total, count = total + nll, count + targets
         return results | _means("validation", total, count)
@@ -238,7 +234,7 @@ def _fixed_rows(config: PretrainConfig, source: TokenSource) -> list[Any]:
 def _means(name: str, nll: float, targets: int) -> dict[str, float]:
     if not targets:
         return {}
-    return {f"{name}/loss": nll / targets, f"{name}/perplexity": math.exp(min(nll / targets, 700.0))}
+    return {f"{name}/loss": nll / targets, f"{name}/perplexity": perplexity(nll / targets)}
 
 
 def pretrain(

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,8 +24,9 @@ from phial.model.transformer import Transformer
 from phial.tokenizer.chat_answers import Answers, encode_answers
 from phial.train.chat_packing import Example, PackedChats, best_fit, example_of, stacked
 from phial.train.chats import Chat
+from phial.train.held_out import perplexity, summed_loss
 from phial.train.loop import Evaluate, LoopConfig, train
-from phial.train.objective import Batch, NextToken
+from phial.train.objective import NextToken
 from phial.train.processes import OneProcess, Processes
 from phial.train.start import Start, export
 
@@ -211,16 +211,10 @@ def held_out(encoded: Encoded, n: int, micro: int) -> Evaluate:
     batches = [stacked(rows[at : at + micro]) for at in range(0, len(rows), micro)]
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        loss = _mean_loss(model, batches)
-        return {"validation/loss": loss, "validation/perplexity": math.exp(min(loss, 700.0))}
+        nll, targets = summed_loss(model, batches)
+        return {"validation/loss": nll / targets, "validation/perplexity": perplexity(nll / targets)}
 
     return evaluate
-
-
-def _mean_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
-    objective, device = NextToken(), next(model.parameters()).device
-    total = sum(float(objective(model, {k: v.to(device) for k, v in batch.items()}).total) for batch in batches)
-    return total / sum(objective.count(batch) for batch in batches)
 
 
 def batches_of(encoded: Encoded, config: SftConfig, n: int) -> PackedChats:
