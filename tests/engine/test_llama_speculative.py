@@ -89,10 +89,11 @@ def test_prompt_lookup_finds_what_followed() -> None:
 
 
 def test_what_cannot_draft_is_refused(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    greedy: dict[str, Any] = {"temperature": 0.0, "max_tokens": 16}  # never ends before the first draft, as chance may
     with pytest.raises(ArgumentError, match="draft_model returned float64s"):
-        Llama(path, draft_model=lambda ids: [0.5], **OPTIONS)(PROMPT)
+        Llama(path, draft_model=lambda ids: [0.5], **OPTIONS)(PROMPT, **greedy)
     with pytest.raises(ArgumentError, match="token id 100000"):
-        Llama(path, draft_model=lambda ids: [100000], **OPTIONS)(PROMPT)
+        Llama(path, draft_model=lambda ids: [100000], **OPTIONS)(PROMPT, **greedy)
     other = Llama(write_tiny(tmp_path / "other.gguf"), **OPTIONS)
     other.model.metadata["tokenizer.ggml.tokens"] = ["another"]
     with pytest.raises(ArgumentError, match=r"other.gguf cannot draft for tiny.gguf"):
