@@ -12,6 +12,7 @@ import typer
 
 from phial.cli import console, options
 from phial.cli.extras import require
+from phial.cli.tuned import say_made
 from phial.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ Data = Annotated[
     list[Path], typer.Argument(metavar="DATA...", help="Chats: .jsonl, .json (.gz, .zst) or .parquet; see the guide.")
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Of the run; the model goes to model/.")
+    Path | None,
+    typer.Option("--output", "-o", metavar="FOLDER", help="Of the run; model/ or adapter/ is what it makes."),
 ]
 Config = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="TOML; see docs/guides/align.md.")]
 Validation = Annotated[
@@ -58,7 +60,8 @@ def sft(
         output = None
     elif output is None:
         raise ArgumentError("there is no folder for the run", "name a new one with --output, or look with --show-masks")
-    start = open_start(_path(model), template=settings.template, weights=not show_masks)
+    seed = settings.loop.seed
+    start = open_start(_path(model), template=settings.template, weights=not show_masks, lora=settings.lora, seed=seed)
     for text in start.notes:
         console.note(f"note: {text}")
     if output is None:
@@ -72,7 +75,7 @@ def sft(
         console.write_json(result)
     else:
         _show(result)
-    console.note(f"the model: {result['model']}; for phial run: phial convert {result['model']} model.gguf")
+    say_made(model, result, settings.template)
 
 
 def _settings(config: Path | None, template: str | None) -> SftConfig:

@@ -1,8 +1,8 @@
 """Cross-entropy of the next token that never holds all logits, in the forward pass or in the backward one.
 
 Rows of hidden states go through the output matrix in chunks, and a chunk's gradients are made while its logits are
-there: memory is that of one chunk, and nothing is computed twice. The plain way keeps (tokens, vocabulary) floats three
-times over, 1.6 GB for 4,096 tokens of a vocabulary of 32,064.
+there: memory is that of one chunk, nothing is computed twice, and nothing for a matrix that is frozen. The plain way
+keeps (tokens, vocabulary) floats three times over, 1.6 GB for 4,096 tokens of a vocabulary of 32,064.
 
 Shapes: N tokens, D model width, V vocabulary.
 """
@@ -49,21 +49,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         nll = torch.zeros((), device=hidden.device)
         squares = torch.zeros_like(nll)
-        to_hidden = torch.empty_like(hidden) if with_gradient else None
-        to_weight = torch.zeros_like(weight, dtype=torch.float32) if with_gradient else None
+        for_hidden, for_weight = (wanted and with_gradient for wanted in ctx.needs_input_grad[:2])
+        to_hidden = torch.empty_like(hidden) if for_hidden else None
+        to_weight = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
         for rows in _chunks(hidden, weight):
             log_p, log_z, kept = _log_softmax(hidden[rows], weight, targets[rows])
             place = targets[rows].clamp(min=0)[:, None]
             nll -= (log_p.gather(1, place)[:, 0] * kept).sum()
             squares += (log_z.square() * kept).sum()
-            if to_hidden is not None and to_weight is not None:
+            if with_gradient:
                 by_logit = log_p.exp_()
                 if z_loss:
                     by_logit *= (1 + 2 * z_loss * log_z)[:, None]
                 by_logit = by_logit.scatter_add_(1, place, -torch.ones_like(by_logit[:, :1])).to(weight.dtype)
                 counted = kept[:, None].to(weight.dtype)  # on rows of D: there are fewer of them than of V
-                torch.mul(by_logit @ weight, counted, out=to_hidden[rows])
-                to_weight += by_logit.T @ (hidden[rows] * counted)
+                if to_hidden is not None:
+                    torch.mul(by_logit @ weight, counted, out=to_hidden[rows])
+                if to_weight is not None:
+                    to_weight += by_logit.T @ (hidden[rows] * counted)
         ctx.mark_non_differentiable(squares)
         ctx.save_for_backward(to_hidden, to_weight)
         ctx.dtype = weight.dtype
@@ -71,9 +74,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_total: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        to_hidden, to_weight = ctx.saved_tensors
-        return to_hidden * by_total, (to_weight * by_total).to(ctx.dtype), None, None, None
+    def backward(ctx: Any, by_total: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        to_hidden, to_weight = ctx.saved_tensors  # None of what is frozen
+        by_hidden = None if to_hidden is None else to_hidden * by_total
+        by_weight = None if to_weight is None else (to_weight * by_total).to(ctx.dtype)
+        return by_hidden, by_weight, None, None, None
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:

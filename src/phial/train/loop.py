@@ -34,7 +34,7 @@ from phial.train.metrics import Row
 from phial.train.objective import Batch, Objective
 from phial.train.optim import OptimizerConfig, ScheduleConfig, lr_factor, make_optimizers
 from phial.train.processes import OneProcess, Processes
-from phial.train.record import locked, open_record
+from phial.train.record import frozen_digest, locked, open_record
 from phial.train.state import Average, TrainState
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -97,7 +97,9 @@ def train(
     with ExitStack() as stack:
         if processes.rank == 0:
             stack.enter_context(locked(folder))
-            open_record(folder, {"loop": config.model_dump(mode="json"), "model": _described(model), **(about or {})})
+            frozen = {"frozen": digest} if (digest := frozen_digest(model)) else {}
+            described = {"loop": config.model_dump(mode="json"), "model": _described(model), **frozen}
+            open_record(folder, {**described, **(about or {})})
         processes.shard(model, config.precision, config.shards)
         optimizers = make_optimizers(model, config.optimizer)
         state = TrainState(model, optimizers, Average(model, config.ema) if config.ema else None)

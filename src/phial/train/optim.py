@@ -75,7 +75,7 @@ class ScheduleConfig(BaseModel):
 
 
 def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
-    """The optimisers that together own every parameter; each group keeps its peak rate as "peak_lr".
+    """The optimisers that together own every parameter that is not frozen; each group keeps its peak rate as "peak_lr".
 
     Raises PhialError for Muon without a PyTorch that has it, and as width_factor().
     """
@@ -100,6 +100,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     slower = {"hidden": math.sqrt(m) if config.kind == "muon" else m, "last norm": m}
     members: dict[Role, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         members.setdefault(_role(name, parameter), []).append(parameter)
     groups: list[dict[str, Any]] = []
     for role, parameters in members.items():

@@ -8,11 +8,12 @@ Left out: tensor, context and pipeline parallelism, which models of this size do
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -77,6 +78,7 @@ class ManyProcesses:
         check_torch()
         mesh = self._mesh(shards or self.world)
         model.to(self.device)
+        self._unsharded = _without_weights(model)
         with torch.no_grad():
             for tensor in [*model.parameters(), *model.buffers()]:
                 dist.broadcast(tensor, 0)  # one model, whatever each process had drawn
@@ -121,12 +123,17 @@ class ManyProcesses:
         state = get_model_state_dict(model, options=options)
         if self.rank != 0:
             return None
-        assert isinstance(model, FSDPModule)
-        original: Any = type(model).__mro__[2]  # FSDP2 has put its own class before the model's
-        with torch.device("meta"):
-            copy: Trained = original(model.config)
-        copy.load_state_dict(state, assign=True)
-        return copy
+        made = cast(Trained, self._unsharded)
+        made.load_state_dict(state, assign=True)
+        return made
+
+
+def _without_weights(model: nn.Module) -> nn.Module:
+    """A copy of a model whose parameters are on the meta device, and whose buffers are the model's own."""
+    known: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    for p in model.parameters():
+        known[id(p)] = nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad)
+    return copy.deepcopy(model, known)
 
 
 def check_torch() -> None:

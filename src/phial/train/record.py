@@ -5,6 +5,7 @@ A lock keeps a second run out of the folder.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor, nn
 
 from phial import __version__
 from phial.errors import PhialError
@@ -72,6 +74,18 @@ def read_record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PhialError(f"{path} is no manifest of a run: {error!r}", "use another folder") from error
     return dict(record)
+
+
+def frozen_digest(model: nn.Module) -> str | None:
+    """sha256 of all weights that are not trained, by name; None where every one is. Checkpoints are without them."""
+    held: list[tuple[str, Tensor]] = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+    if not held:
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in [*held, *model.named_buffers()]:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _start() -> dict[str, Any]:

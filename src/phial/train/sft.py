@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from phial.errors import PhialError
@@ -26,17 +25,14 @@ from phial.train.chat_packing import Example, PackedChats, best_fit, example_of,
 from phial.train.chats import Chat
 from phial.train.held_out import perplexity, summed_loss
 from phial.train.loop import Evaluate, LoopConfig, train
+from phial.train.lora import LoraConfig
 from phial.train.objective import NextToken
 from phial.train.processes import OneProcess, Processes
-from phial.train.start import Start, export
+from phial.train.start import Start, export_run
+from phial.train.tuning import gentle_loop
 
-MODEL = "model"
 REPORT = "data.json"
 _USUAL = 2048  # tokens of a row where the configuration does not say
-_TUNING: dict[str, Any] = {
-    "optimizer": {"lr": 2e-5, "weight_decay": 0.0},
-    "schedule": {"kind": "cosine", "warmup": 0.05},
-}
 Say = Callable[[str], None]
 
 
@@ -52,26 +48,13 @@ class SftConfig(BaseModel):
     too_long: Literal["stop", "turns"] = Field("stop", description="or leave out a chat's last turns until it fits")
     template: str | None = Field(None, description="a built-in chat template; the model's own if left out")
     date: datetime.date = Field(datetime.date(2026, 1, 1), description="today, for templates that write the date")
-    loop: LoopConfig = Field(LoopConfig(steps=1, **_TUNING), description="without steps, which follow from the epochs")
+    lora: LoraConfig | None = Field(None, description="train adapters, all else frozen; left out: every weight")
+    loop: LoopConfig = Field(LoopConfig(steps=1), description="without steps, which follow from the epochs")
 
-    @field_validator("loop", mode="before")
+    @model_validator(mode="before")
     @classmethod
     def _gently(cls, table: Any) -> Any:
-        """Rates for tuning where the file has none."""
-        if not isinstance(table, dict):
-            return table
-        if "steps" in table:
-            raise ValueError("steps follow from the epochs")
-        given = {key: value for key, value in table.items() if not isinstance(value, dict)}
-        return {
-            "steps": 1,
-            **given,
-            **{
-                key: (_TUNING.get(key, {}) | table.get(key, {}))
-                for key in (*_TUNING, *table)
-                if isinstance(table.get(key, {}), dict)
-            },
-        }
+        return gentle_loop(table)
 
 
 class Encoded(NamedTuple):
@@ -234,7 +217,7 @@ def sft(
     workers: int = 0,
     processes: Processes | None = None,
 ) -> dict[str, Any]:
-    """Tune a model on chats and write it to `folder`/model; {"model", "data", "before", "after"}.
+    """Tune a model on chats and write it; {"model" and "adapter" as export_run(), "data", "before", "after"}.
 
     Args:
         validation: chats whose answers' loss is measured before, while and after; there may be none.
@@ -262,15 +245,19 @@ def sft(
         evaluate=evaluate,
         workers=workers,
         processes=processes,
-        about={"sft": _settings(config, n), "data": encoded.digest, "validation": measured and measured.digest},
+        about={
+            "sft": _settings(config, n),
+            **start.about,
+            "data": encoded.digest,
+            "validation": measured and measured.digest,
+        },
     )
-    whole = processes.whole(model)
+    whole, made = processes.whole(model), {}
     if whole is not None:
         assert isinstance(whole, Transformer)
         write_json(folder / REPORT, {"training": encoded.report(), "validation": measured and measured.report()})
-        shutil.rmtree(folder / MODEL, ignore_errors=True)
-        export(start, whole, folder / MODEL, ends=encoded.ends)
-    return {"model": str(folder / MODEL), "data": encoded.report(), "before": before, "after": dict(last)}
+        made = export_run(start, whole, folder, ends=encoded.ends)
+    return {**made, "data": encoded.report(), "before": before, "after": dict(last)}
 
 
 def _say_all(encoded: Encoded, measured: Encoded | None, data: PackedChats, config: SftConfig, tell: Say) -> None:

@@ -11,20 +11,25 @@ import tempfile
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from phial.errors import ArgumentError, FormatError, PhialError
 from phial.gguf.container import read_gguf
 from phial.gguf.convert import dequantized_weights, model_config, read_model, write_without_weights
+from phial.gguf.lora_peft import WEIGHTS
 from phial.hf.folder import CONFIG, read_json
+from phial.manifest import sha256_of
 from phial.model.checkpoint import GENERATION, TOKENIZER_FILES, load, save
 from phial.model.transformer import Transformer
 from phial.tokenizer.builtin_templates import BUILTIN
 from phial.tokenizer.chat import ChatTemplate
 from phial.tokenizer.tokenizer import Tokenizer
+from phial.train.adapter_files import read_adapter, write_adapter
+from phial.train.lora import LoraConfig, add_lora, merge
 
+MODEL, ADAPTER = "model", "adapter"  # in the folder of a run
 _TEMPLATE = "tokenizer.chat_template"
 
 
@@ -35,6 +40,7 @@ class Start(NamedTuple):
         path: the folder or the GGUF file it came from; its tokenizer files are copied from there.
         replaced: whether the template is a built-in one, which then is exported too.
         notes: what phial's reading of the tokenizer leaves out, for the user.
+        lora: how the model is adapted; None: all of it is tuned.
     """
 
     model: Transformer
@@ -43,6 +49,15 @@ class Start(NamedTuple):
     path: Path
     replaced: bool
     notes: list[str]
+    lora: LoraConfig | None = None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a run depends on besides its data and the weights it does not train."""
+        if self.lora is None:
+            return {}
+        found = {} if self.lora.adapter is None else {"sha256": sha256_of(self.lora.adapter / WEIGHTS)}
+        return {"lora": self.lora.model_dump(mode="json", exclude={"merge"}) | found}
 
 
 def open_start(
@@ -52,6 +67,8 @@ def open_start(
     dtype: torch.dtype = torch.float32,
     attention: str = "auto",
     weights: bool = True,
+    lora: LoraConfig | None = None,
+    seed: int = 0,
 ) -> Start:
     """Load a model to tune.
 
@@ -61,9 +78,10 @@ def open_start(
         dtype: of the weights: float32, or bfloat16 where nothing but small parts of them are trained.
         attention: as Transformer's.
         weights: False leaves them unread, the model on the meta device, where tokenizer, template and shape are wanted.
+        lora: adapters to train, with the seed they are drawn from; None: every weight.
 
     Raises:
-        ArgumentError: no such file or folder, no such template.
+        ArgumentError: no such file or folder, no such template, no such matrix to adapt.
         FormatError: a damaged file, or a model or tokenizer that nobody here knows.
         PhialError: the model has no chat template and none is named; a run that has not finished.
     """
@@ -88,7 +106,30 @@ def open_start(
         with read_gguf(path) as file:
             read = {name: torch.from_numpy(v).to(dtype) for name, v in dequantized_weights(file, config)}
         model.load_state_dict(read, assign=True)
-    return Start(model, tokenizer, chosen, path, template is not None, notes)
+    if lora is not None and weights:
+        add_lora(model, lora, seed)
+        if lora.adapter is not None:
+            read_adapter(model, lora, lora.adapter)
+    return Start(model, tokenizer, chosen, path, template is not None, notes, lora)
+
+
+def export_run(start: Start, model: Transformer, folder: Path, *, ends: Collection[int] = ()) -> dict[str, str]:
+    """Write what a run has made into its folder, in place of an earlier model: {"model", "adapter"}, those there are.
+
+    The adapter alone where one was trained, unless the whole model was asked for too; `model` is merged then.
+
+    Args: as export().
+    """
+    made = {}
+    if start.lora is not None:
+        write_adapter(model, start.lora, folder / ADAPTER, model.config.name)
+        made[ADAPTER] = str(folder / ADAPTER)
+        if not start.lora.merge:
+            return made
+        merge(model)
+    shutil.rmtree(folder / MODEL, ignore_errors=True)
+    export(start, model, folder / MODEL, ends=ends)
+    return made | {MODEL: str(folder / MODEL)}
 
 
 def export(start: Start, model: Transformer, folder: Path, *, ends: Collection[int] = ()) -> None:
@@ -124,8 +165,11 @@ def _model_folder(path: Path) -> Path:
     """The folder itself, or, of a run, the model that it made."""
     if (path / CONFIG).is_file():
         return path
-    if (path / "model" / CONFIG).is_file():
-        return path / "model"
+    if (path / MODEL / CONFIG).is_file():
+        return path / MODEL
+    if (path / ADAPTER).is_dir():
+        hint = f"start from the model it was trained on, with lora.adapter = {str(path / ADAPTER)!r}"
+        raise PhialError(f"the run in {path} has made an adapter, not a model", hint)
     if (path / "checkpoints").is_dir():
         raise PhialError(f"the run in {path} has not finished: it has no model/", "the command that began it goes on")
     raise FormatError(f"{path} has no {CONFIG}", "name a Hugging Face folder, a run or a GGUF file")

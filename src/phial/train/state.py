@@ -1,6 +1,7 @@
-"""What a run is at a step: weights, optimisers, their average, and how far it is.
+"""What a run is at a step: the weights that it trains, optimisers, their average, and how far it is.
 
-Data, dropout and the learning rate are functions of the step, so nothing of them is kept.
+Data, dropout and the learning rate are functions of the step, so nothing of them is kept; nor are frozen weights,
+which the record knows by their digest.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -20,28 +22,35 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+_TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are not frozen, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
 
 class Average:
-    """The exponential moving average of a model's parameters, in their own type.
+    """The exponential moving average of what a model trains, in its own type.
 
     After t updates the decay is min(decay, (1 + t) / (10 + t)), so that the first weights are soon forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.weights = {name: p.detach().clone() for name, p in trained(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, updates: int) -> None:
         """Move towards the model's weights after its `updates`-th update."""
         decay = min(self.decay, (1 + updates) / (10 + updates))
-        parameters = [p.detach() for p in model.parameters()]
+        parameters = [p.detach() for p in trained(model).values()]
         torch._foreach_lerp_(list(self.weights.values()), parameters, 1 - decay)
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
         """Exchange the average and the model's weights."""
-        for mine, p in zip(self.weights.values(), model.parameters(), strict=True):
+        for mine, p in zip(self.weights.values(), trained(model).values(), strict=True):
             kept = p.detach().clone()
             p.copy_(mine)
             mine.copy_(kept)
@@ -66,8 +75,8 @@ class TrainState:
     counters: tuple[str, ...] = field(default=("step", "tokens", "targets"), repr=False)
 
     def finite(self) -> bool:
-        """Whether this process's weights are all numbers."""
-        local = (getattr(p, "to_local", lambda p=p: p)() for p in self.model.parameters())
+        """Whether what this process trains are all numbers."""
+        local = (getattr(p, "to_local", lambda p=p: p)() for p in trained(self.model).values())
         return all(bool(torch.isfinite(p.detach()).all()) for p in local)
 
     def tensors(self) -> dict[str, Any]:
@@ -75,7 +84,7 @@ class TrainState:
 
         Names are those of parameters, so other processes, or another number of them, can read it.
         """
-        state: dict[str, Any] = {"model": get_model_state_dict(self.model)}
+        state: dict[str, Any] = {"model": get_model_state_dict(self.model, options=_TRAINED)}
         state["optimizer"] = get_optimizer_state_dict(self.model, self.optimizers)
         if self.average:
             state["average"] = dict(self.average.weights)
@@ -83,7 +92,7 @@ class TrainState:
 
     def load(self, tensors: dict[str, Any], counters: dict[str, int]) -> None:
         """Take over what tensors() gave and a checkpoint has filled in; the average was filled in place."""
-        set_model_state_dict(self.model, tensors["model"])
+        set_model_state_dict(self.model, tensors["model"], options=_TRAINED)
         set_optimizer_state_dict(self.model, self.optimizers, tensors["optimizer"])
         for name in self.counters:
             setattr(self, name, counters[name])

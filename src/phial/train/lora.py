@@ -1,0 +1,111 @@
+"""LoRA (Hu et al., arXiv 2106.09685): a frozen model learns through thin matrices beside its own.
+
+An adapted matrix computes W x + s B (A x), s = alpha / rank; A is (rank, columns), drawn as PEFT draws it, B is
+(rows, rank) and begins at zero, so that the model begins as it was. The loop, its optimisers, averages and checkpoints
+know only what requires a gradient: a run's memory and disk are those of A and B.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from phial.errors import ArgumentError
+from phial.model.transformer import DecoderLayer
+
+
+class LoraConfig(BaseModel):
+    """What is adapted, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(32.0, gt=0, description="what the adapter adds counts alpha / rank times")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of what goes into the adapter")
+    targets: tuple[str, ...] | None = Field(
+        None, min_length=1, description="matrices by name, such as q_proj; all inside layers if left out"
+    )
+    adapter: Path | None = Field(None, description="an adapter of the same rank, alpha and targets to go on from")
+    merge: bool = Field(False, description="write the whole model as well, the adapter added to its matrices")
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer and what is learnt beside it; the names are PEFT's.
+
+    Args:
+        base: what is adapted: x (..., columns) to (..., rows).
+        generator: what A is drawn from, on the CPU.
+    """
+
+    def __init__(self, base: nn.Linear, config: LoraConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.base_layer, self.scale = base, config.alpha / config.rank
+        place = {"device": base.weight.device, "dtype": torch.float32}
+        self.dropout = nn.Dropout(config.dropout)
+        self.lora_A = nn.Linear(base.in_features, config.rank, bias=False, **place)
+        self.lora_B = nn.Linear(config.rank, base.out_features, bias=False, **place)
+        drawn = torch.empty(config.rank, base.in_features)
+        nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+        with torch.no_grad():
+            self.lora_A.weight.copy_(drawn)
+            self.lora_B.weight.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.lora_B(self.lora_A(self.dropout(x)))
+        result: Tensor = self.base_layer(x) + self.scale * added
+        return result
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The frozen layer with the adapter added to its matrix, in place."""
+        product = self.lora_B.weight @ self.lora_A.weight
+        self.base_layer.weight += (self.scale * product).to(self.base_layer.weight.dtype)
+        return self.base_layer
+
+
+def add_lora(model: nn.Module, config: LoraConfig, seed: int = 0) -> None:
+    """Freeze a model and put adapters beside its matrices, in place.
+
+    Raises ArgumentError for targets that no layer has, or a model that has adapters already.
+    """
+    if adapted(model):
+        raise ArgumentError("the model has adapters already", "merge() them first")
+    found = dict(_matrices(model))
+    known = {name.rpartition(".")[2] for name in found}
+    targets = known if config.targets is None else set(config.targets)
+    if unknown := sorted(targets - known):
+        raise ArgumentError(f"no layer has a matrix {unknown[0]!r}", f"choose among {', '.join(sorted(known))}")
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for name, matrix in found.items():
+        if name.rpartition(".")[2] in targets:
+            _replace(model, name, LoraLinear(matrix, config, generator))
+
+
+def adapted(model: nn.Module) -> dict[str, LoraLinear]:
+    """The adapted matrices by name, in the model's order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+
+
+def merge(model: nn.Module) -> None:
+    """Add every adapter to its matrix, in place: a plain model again. Its weights stay frozen."""
+    for name, module in adapted(model).items():
+        _replace(model, name, module.merged())
+
+
+def _matrices(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    for at, layer in model.named_modules():
+        if isinstance(layer, DecoderLayer):
+            for name, module in layer.named_modules(prefix=at):
+                if isinstance(module, nn.Linear):
+                    yield name, module
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
