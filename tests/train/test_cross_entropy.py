@@ -56,6 +56,16 @@ def test_values_and_gradients_are_those_over_all_logits(z_loss: float, bf16: boo
         torch.testing.assert_close(ours, theirs, **tolerance)
 
 
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_what_is_frozen_changes_nothing_for_the_other(frozen: int) -> None:
+    expected = _results(linear_cross_entropy, 0.01, False)
+    given = _given()
+    given[frozen].requires_grad_(False)
+    total, _ = linear_cross_entropy(*given, 0.01)
+    (gradient,) = torch.autograd.grad(total * 0.3, given[1 - frozen])
+    assert torch.equal(gradient, expected[3 - frozen])
+
+
 def test_targets_that_are_all_ignored_give_zero_and_no_nan() -> None:
     hidden, weight, targets = _given()
     total, squares = linear_cross_entropy(hidden, weight, torch.full_like(targets, IGNORED), 0.1)

@@ -1,8 +1,9 @@
 """Cross-entropy of the next token that never holds all logits, in the forward pass or in the backward one.
 
 Rows of hidden states go through the output matrix in chunks, and a chunk's gradients are made while its logits are
-there: memory is that of one chunk, nothing is computed twice, and nothing for a matrix that is frozen. The plain way
-keeps (tokens, vocabulary) floats three times over, 1.6 GB for 4,096 tokens of a vocabulary of 32,064.
+there: memory is that of one chunk, nothing is computed twice, and nothing for a matrix that is frozen or for targets
+that are ignored. The plain way keeps (tokens, vocabulary) floats three times over, 1.6 GB for 4,096 tokens of a
+vocabulary of 32,064.
 
 Shapes: N tokens, D model width, V vocabulary.
 """
@@ -33,10 +34,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss
 
     Returns (total, squares), float32 scalars; cross-entropy alone is total - z_loss * squares.
     """
-    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    hidden, weight, targets = counted_rows(hidden, weight, targets)
     with_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     total, squares = _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, with_gradient)  # type: ignore[no-untyped-call]
     return total, squares
@@ -52,21 +50,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for_hidden, for_weight = (wanted and with_gradient for wanted in ctx.needs_input_grad[:2])
         to_hidden = torch.empty_like(hidden) if for_hidden else None
         to_weight = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
-        for rows in _chunks(hidden, weight):
-            log_p, log_z, kept = _log_softmax(hidden[rows], weight, targets[rows])
-            place = targets[rows].clamp(min=0)[:, None]
-            nll -= (log_p.gather(1, place)[:, 0] * kept).sum()
-            squares += (log_z.square() * kept).sum()
+        for rows in chunks(hidden, weight):
+            log_p, log_z = log_softmax(hidden[rows], weight)
+            place = targets[rows][:, None]
+            nll -= log_p.gather(1, place).sum()
+            squares += log_z.square().sum()
             if with_gradient:
                 by_logit = log_p.exp_()
                 if z_loss:
                     by_logit *= (1 + 2 * z_loss * log_z)[:, None]
                 by_logit = by_logit.scatter_add_(1, place, -torch.ones_like(by_logit[:, :1])).to(weight.dtype)
-                counted = kept[:, None].to(weight.dtype)  # on rows of D: there are fewer of them than of V
                 if to_hidden is not None:
-                    torch.mul(by_logit @ weight, counted, out=to_hidden[rows])
+                    torch.mm(by_logit, weight, out=to_hidden[rows])
                 if to_weight is not None:
-                    to_weight += by_logit.T @ (hidden[rows] * counted)
+                    to_weight += by_logit.T @ hidden[rows]
         ctx.mark_non_differentiable(squares)
         ctx.save_for_backward(to_hidden, to_weight)
         ctx.dtype = weight.dtype
@@ -81,13 +78,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return by_hidden, by_weight, None, None, None
 
 
-def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
+def counted_rows(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of hidden states, (N, D), and the targets, (N,), that are not IGNORED; both factors as autocast wants.
+
+    Arguments as linear_cross_entropy's. What is ignored costs no logits.
+    """
+    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    counted = targets != IGNORED
+    hidden, targets = hidden[counted], targets[counted]
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    return hidden, weight, targets
+
+
+def chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
+    """Rows that go through the output matrix together."""
     n = max(1, _CHUNK.get(hidden.device.type, _CHUNK_ELSEWHERE) // len(weight))
     return (slice(first, first + n) for first in range(0, len(hidden), n))
 
 
-def _log_softmax(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a chunk: log-probabilities (n, V), the log-partition (n) and 1 for each target that counts (n), float32."""
+def log_softmax(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a chunk: log-probabilities (n, V) and the log-partition (n), float32."""
     logits = functional.linear(hidden, weight).float()
     log_p = logits.log_softmax(-1)
-    return log_p, logits[:, 0] - log_p[:, 0], (targets != IGNORED).float()
+    return log_p, logits[:, 0] - log_p[:, 0]
