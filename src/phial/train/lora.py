@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 
 from phial.errors import ArgumentError
 from phial.model.transformer import DecoderLayer
+from phial.train.quantized import QuantizedLinear, dequantized
+
+Matrix = nn.Linear | QuantizedLinear
 
 
 class LoraConfig(BaseModel):
@@ -27,6 +31,9 @@ class LoraConfig(BaseModel):
     rank: int = Field(16, gt=0)
     alpha: float = Field(32.0, gt=0, description="what the adapter adds counts alpha / rank times")
     dropout: float = Field(0.0, ge=0, lt=1, description="of what goes into the adapter")
+    base: Literal["float", "file", "q8_0", "q4_0"] = Field(
+        "float", description="how frozen weights are held: float32, in the GGUF file's own blocks, or quantised"
+    )
     targets: tuple[str, ...] | None = Field(
         None, min_length=1, description="matrices by name, such as q_proj; all inside layers if left out"
     )
@@ -42,10 +49,10 @@ class LoraLinear(nn.Module):
         generator: what A is drawn from, on the CPU.
     """
 
-    def __init__(self, base: nn.Linear, config: LoraConfig, generator: torch.Generator) -> None:
+    def __init__(self, base: Matrix, config: LoraConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.base_layer, self.scale = base, config.alpha / config.rank
-        place = {"device": base.weight.device, "dtype": torch.float32}
+        place = {"device": (base.weight if isinstance(base, nn.Linear) else base.blocks).device}
         self.dropout = nn.Dropout(config.dropout)
         self.lora_A = nn.Linear(base.in_features, config.rank, bias=False, **place)
         self.lora_B = nn.Linear(config.rank, base.out_features, bias=False, **place)
@@ -62,10 +69,10 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """The frozen layer with the adapter added to its matrix, in place."""
-        product = self.lora_B.weight @ self.lora_A.weight
-        self.base_layer.weight += (self.scale * product).to(self.base_layer.weight.dtype)
-        return self.base_layer
+        """The frozen layer, in floats, with the adapter added to its matrix, in place."""
+        plain = dequantized(self.base_layer)
+        plain.weight += (self.scale * (self.lora_B.weight @ self.lora_A.weight)).to(plain.weight.dtype)
+        return plain
 
 
 def add_lora(model: nn.Module, config: LoraConfig, seed: int = 0) -> None:
@@ -93,16 +100,18 @@ def adapted(model: nn.Module) -> dict[str, LoraLinear]:
 
 
 def merge(model: nn.Module) -> None:
-    """Add every adapter to its matrix, in place: a plain model again. Its weights stay frozen."""
+    """Add every adapter to its matrix, in place: a plain model of floats again. Its weights stay frozen."""
     for name, module in adapted(model).items():
         _replace(model, name, module.merged())
+    for name, matrix in list(_matrices(model)):
+        _replace(model, name, dequantized(matrix))
 
 
-def _matrices(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+def _matrices(model: nn.Module) -> Iterator[tuple[str, Matrix]]:
     for at, layer in model.named_modules():
         if isinstance(layer, DecoderLayer):
             for name, module in layer.named_modules(prefix=at):
-                if isinstance(module, nn.Linear):
+                if isinstance(module, Matrix):
                     yield name, module
 
 

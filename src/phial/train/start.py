@@ -28,6 +28,7 @@ from phial.tokenizer.chat import ChatTemplate
 from phial.tokenizer.tokenizer import Tokenizer
 from phial.train.adapter_files import read_adapter, write_adapter
 from phial.train.lora import LoraConfig, add_lora, merge
+from phial.train.quantized_base import load_quantized
 
 MODEL, ADAPTER = "model", "adapter"  # in the folder of a run
 _TEMPLATE = "tokenizer.chat_template"
@@ -96,13 +97,15 @@ def open_start(
         raise ArgumentError(f"there is no model at {path}", "name a Hugging Face folder, a run or a GGUF file")
     tokenizer = Tokenizer.from_gguf(metadata)
     chosen = _template(template, metadata, tokenizer)
-    if weights and path.is_dir():
-        model = load(path, dtype=dtype, attention=attention)
-        assert isinstance(model, Transformer)  # read_model() knows no others
-    else:
-        with torch.device("meta"):
-            model = Transformer(replace(config, rope_interleaved=False), attention=attention)
-    if weights and path.is_file():
+    with torch.device("meta"):
+        model = Transformer(replace(config, rope_interleaved=False), attention=attention)
+    if weights and lora is not None and lora.base != "float":
+        load_quantized(model, path, lora.base)
+    elif weights and path.is_dir():
+        loaded = load(path, dtype=dtype, attention=attention)
+        assert isinstance(loaded, Transformer)  # read_model() knows no others
+        model = loaded
+    elif weights:
         with read_gguf(path) as file:
             read = {name: torch.from_numpy(v).to(dtype) for name, v in dequantized_weights(file, config)}
         model.load_state_dict(read, assign=True)
