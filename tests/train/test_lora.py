@@ -201,7 +201,7 @@ def test_sft_writes_an_adapter_that_the_engine_runs(architecture: str, tmp_path:
     settings = {"sequence": 96, "batch": 2, "epochs": 3, "lora": lora, "loop": {"optimizer": {"lr": 0.05}}}
     config = checked(SftConfig, settings, "test.toml")
     start = open_start(file, lora=config.lora)
-    made = sft(config, start, CHATS, [], tmp_path / "run", lambda text: None)
+    made = sft(config, start, CHATS, {}, tmp_path / "run", lambda text: None)
     ids = start.template.encode(CHATS[1].messages, start.tokenizer)
     merged = open_start(tmp_path / "run")
     with torch.no_grad():

@@ -91,11 +91,29 @@ def test_the_loss_of_packed_chats_is_that_of_each_answer_alone(start: Start) -> 
 
 def test_the_mean_over_held_out_answers_is_by_tokens(start: Start) -> None:
     with torch.no_grad():
-        found = held_out(encode_chats(CHATS, start, _config()), 96, 2)(start.model)
+        encoded = {
+            "first": encode_chats(CHATS[:1], start, _config()),
+            "rest": encode_chats(CHATS[1:], start, _config()),
+        }
+        found = held_out(encoded, 96, 2)(start.model)
+        assert held_out({"first": encoded["first"]}, 96, 2)(start.model).keys() == {
+            "validation/loss",
+            "validation/perplexity",
+        }
     alone = [_answer_loss(start, chat) for chat in CHATS]
-    mean = sum(nll for nll, _ in alone) / sum(n for _, n in alone)
-    assert found["validation/loss"] == pytest.approx(mean, rel=1e-5)
-    assert found["validation/perplexity"] == pytest.approx(np.exp(mean), rel=1e-5)
+    for name, chats in {"validation/first": alone[:1], "validation/rest": alone[1:], "validation": alone}.items():
+        mean = sum(nll for nll, _ in chats) / sum(n for _, n in chats)
+        assert found.pop(f"{name}/loss") == pytest.approx(mean, rel=1e-5)
+        assert found.pop(f"{name}/perplexity") == pytest.approx(np.exp(mean), rel=1e-5)
+    assert not found
+
+
+def test_before_and_after_are_measured_in_the_same_precision(start: Start, tmp_path: Path) -> None:
+    """With a rate of nothing the model stays what it was."""
+    loop = {"precision": "bf16", "clip": 1e-9, "optimizer": {"lr": 1e-30}}
+    config = _config(loop=loop)
+    made = sft(config, open_start(start.path), CHATS, {"held": CHATS[:2]}, tmp_path / "run", _quiet)
+    assert made["after"]["validation/loss"] == made["before"]["validation/loss"]
 
 
 def test_an_example_ends_with_its_last_target() -> None:
@@ -206,7 +224,7 @@ def _quiet(text: str) -> None:
 
 def test_a_stopped_run_goes_on_bit_for_bit(file: Path, tmp_path: Path) -> None:
     config = _config(epochs=3, batch=1, loop={"optimizer": {"lr": 1e-3}, "checkpoint_every": 1})
-    whole = sft(config, open_start(file), CHATS, CHATS[:2], tmp_path / "whole", _quiet)
+    whole = sft(config, open_start(file), CHATS, {"held": CHATS[:2]}, tmp_path / "whole", _quiet)
 
     class Stop(Exception):
         pass
@@ -224,14 +242,14 @@ def test_a_stopped_run_goes_on_bit_for_bit(file: Path, tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(Stop):
         patched.setattr(PackedChats, "micro_batches", until_two)
-        sft(config, start, CHATS, CHATS[:2], tmp_path / "stopped", _quiet)
+        sft(config, start, CHATS, {"held": CHATS[:2]}, tmp_path / "stopped", _quiet)
     assert not (tmp_path / "stopped/model").exists()
-    again = sft(config, open_start(file), CHATS, CHATS[:2], tmp_path / "stopped", _quiet)
+    again = sft(config, open_start(file), CHATS, {"held": CHATS[:2]}, tmp_path / "stopped", _quiet)
     assert again["after"]["loss"] == whole["after"]["loss"] and again["before"] == whole["before"]
     files = [(tmp_path / run / "model/model.safetensors").read_bytes() for run in ("whole", "stopped")]
     assert files[0] == files[1]
     with pytest.raises(PhialError, match="has data = "):
-        sft(config, open_start(file), CHATS[:3], CHATS[:2], tmp_path / "stopped", _quiet)
+        sft(config, open_start(file), CHATS[:3], {"held": CHATS[:2]}, tmp_path / "stopped", _quiet)
 
 
 def test_the_commands_tune_a_file_and_phial_runs_the_result(

@@ -48,6 +48,11 @@ def resumable(folder: object) -> Iterator[None]:
         raise
 
 
+def speaks() -> bool:
+    """Whether this process says what came out: of those that torchrun started, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def write_json(value: object) -> None:
     """One JSON value and a newline on stdout; NaN and infinity, which JSON lacks, must be gone before."""
     utf8 = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") == "utf8"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +24,7 @@ def pretrain(config: Config, output: Output, workers: Workers = 0, as_json: opti
     settings = read_pretrain(config)
     with console.resumable(output):
         result = run_pretraining(settings, output, console.note, workers=workers)
-    if os.environ.get("RANK", "0") != "0":  # the first of torchrun's processes says it
+    if not console.speaks():
         return
     if as_json:
         console.write_json(result)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,7 +68,7 @@ def sft(
         return
     with console.resumable(output):
         result = _run(settings, start, data, validation or [], output, workers)
-    if os.environ.get("RANK", "0") != "0":  # the first of torchrun's processes says it
+    if not console.speaks():
         return
     if as_json:
         console.write_json(result)
@@ -100,21 +99,31 @@ def _run(
     from phial.train.sft import sft as tune
 
     with torchrun_processes() as processes:
-        held = read_chats(validation)
+        held = {name: read_chats([path]) for name, path in _sources(validation).items()}
         return tune(settings, start, read_chats(data), held, output, console.note, workers=workers, processes=processes)
 
 
+def _sources(validation: list[Path]) -> dict[str, Path]:
+    """Files by the names that measurements go by: without folders and endings where that tells them apart."""
+    short = [path.name.partition(".")[0] for path in validation]
+    distinct = len(set(short)) == len(short) and all(short)
+    return dict(zip(short if distinct else map(str, validation), validation, strict=True))
+
+
 def _show(result: dict[str, Any]) -> None:
-    """The loss of held-out answers before and after, else that of the last steps."""
+    """The loss of held-out answers before and after, by source and of all; where none are, that of the last step."""
     before, after = result["before"], result["after"]
     if not before:
         console.write_table(["", "loss"], [["training, last step", f"{after['loss']:.4f}"]], right=["loss"])
         return
-    names = ("validation/loss", "validation/perplexity")
-    rows = [
-        [when, *(f"{values[name]:.4f}" for name in names)] for when, values in (("before", before), ("after", after))
-    ]
-    console.write_table(["held-out answers", "loss", "perplexity"], rows, right=["loss", "perplexity"])
+    rows = []
+    for name in (name for name in before if name.endswith("/loss")):
+        source = name.removesuffix("/loss")
+        pairs = (("/loss", ".4f"), ("/perplexity", ".2f"))
+        values = [f"{when[source + what]:{form}}" for what, form in pairs for when in (before, after)]
+        rows.append([source.removeprefix("validation/") if "/" in source else "all", *values])
+    titles = ["loss before", "after", "perplexity before", "after"]
+    console.write_table(["held-out answers", *titles], rows, right=titles)
 
 
 def _preview(start: Start, data: list[Path], settings: SftConfig, as_json: bool) -> None:

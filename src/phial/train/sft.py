@@ -24,9 +24,9 @@ from phial.tokenizer.chat_answers import Answers, encode_answers
 from phial.train.chat_packing import Example, PackedChats, best_fit, example_of, stacked
 from phial.train.chats import Chat
 from phial.train.held_out import perplexity, summed_loss
-from phial.train.loop import Evaluate, LoopConfig, train
+from phial.train.loop import Evaluate, LoopConfig, autocast, train
 from phial.train.lora import LoraConfig
-from phial.train.objective import NextToken
+from phial.train.objective import Batch, NextToken
 from phial.train.processes import OneProcess, Processes
 from phial.train.start import Start, export_run
 from phial.train.tuning import gentle_loop
@@ -186,18 +186,29 @@ def say(encoded: Encoded, what: str, n: int, tell: Say) -> None:
         )
 
 
-def held_out(encoded: Encoded, n: int, micro: int) -> Evaluate:
-    """Loss (nats a token) and perplexity of the answers of chats that are not learnt."""
+def held_out(sources: Mapping[str, Encoded], n: int, micro: int) -> Evaluate:
+    """Loss (nats a token) and perplexity of answers that are not learnt: of each source, where there are several, and
+    of all."""
+    batches = {name: _in_order(encoded, n, micro) for name, encoded in sources.items()}
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        sums = {name: summed_loss(model, of_one) for name, of_one in batches.items()}
+        whole = {"validation": (sum(nll for nll, _ in sums.values()), sum(count for _, count in sums.values()))}
+        each = {f"validation/{name}": found for name, found in sums.items()} if len(sums) > 1 else {}
+        means = {name: nll / targets for name, (nll, targets) in (each | whole).items()}
+        return {f"{name}/loss": mean for name, mean in means.items()} | {
+            f"{name}/perplexity": perplexity(mean) for name, mean in means.items()
+        }
+
+    return evaluate
+
+
+def _in_order(encoded: Encoded, n: int, micro: int) -> list[Batch]:
+    """Chats packed as they come."""
     lengths = [len(example.tokens) for example in encoded.examples]
     packed = best_fit(lengths, range(len(lengths)), n)
     rows = [[encoded.examples[i] for i in row] for row in packed]
-    batches = [stacked(rows[at : at + micro]) for at in range(0, len(rows), micro)]
-
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        nll, targets = summed_loss(model, batches)
-        return {"validation/loss": nll / targets, "validation/perplexity": perplexity(nll / targets)}
-
-    return evaluate
+    return [stacked(rows[at : at + micro]) for at in range(0, len(rows), micro)]
 
 
 def batches_of(encoded: Encoded, config: SftConfig, n: int) -> PackedChats:
@@ -210,7 +221,7 @@ def sft(
     config: SftConfig,
     start: Start,
     chats: Iterable[Chat],
-    validation: Iterable[Chat],
+    validation: Mapping[str, Iterable[Chat]],
     folder: Path,
     tell: Say,
     *,
@@ -220,7 +231,7 @@ def sft(
     """Tune a model on chats and write it; {"model" and "adapter" as export_run(), "data", "before", "after"}.
 
     Args:
-        validation: chats whose answers' loss is measured before, while and after; there may be none.
+        validation: chats by source whose answers' loss is measured before, while and after; there may be none.
         tell: is told what the data come to, before anything is trained.
         workers: processes that read ahead.
         processes: those that train this model together; None: this one alone, on its GPU where it has one.
@@ -228,14 +239,15 @@ def sft(
     Raises PhialError for chats or a run that is not right.
     """
     processes, n = processes or OneProcess(), sequence_of(config, start)
-    encoded, held = encode_chats(chats, start, config), list(validation)
+    encoded = encode_chats(chats, start, config)
     data = batches_of(encoded, config, n)
-    measured = encode_chats(held, start, config) if held else None
+    measured = {name: encode_chats(held, start, config) for name, held in validation.items()}
+    digests = {name: held.digest for name, held in measured.items()}
     if processes.rank == 0:
         _say_all(encoded, measured, data, config, tell)
     model = start.model.to("cuda" if torch.cuda.is_available() else "cpu")
     evaluate = held_out(measured, n, config.micro_batch) if measured else None
-    before = _evaluated(model, evaluate)
+    before = _evaluated(model, evaluate, config.loop)
     last = train(
         model,
         data,
@@ -245,28 +257,27 @@ def sft(
         evaluate=evaluate,
         workers=workers,
         processes=processes,
-        about={
-            "sft": _settings(config, n),
-            **start.about,
-            "data": encoded.digest,
-            "validation": measured and measured.digest,
-        },
+        about={"sft": _settings(config, n), **start.about, "data": encoded.digest, "validation": digests},
     )
     whole, made = processes.whole(model), {}
     if whole is not None:
         assert isinstance(whole, Transformer)
-        write_json(folder / REPORT, {"training": encoded.report(), "validation": measured and measured.report()})
+        reports = {name: held.report() for name, held in measured.items()}
+        write_json(folder / REPORT, {"training": encoded.report(), "validation": reports})
         made = export_run(start, whole, folder, ends=encoded.ends)
     return {**made, "data": encoded.report(), "before": before, "after": dict(last)}
 
 
-def _say_all(encoded: Encoded, measured: Encoded | None, data: PackedChats, config: SftConfig, tell: Say) -> None:
+def _say_all(
+    encoded: Encoded, measured: Mapping[str, Encoded], data: PackedChats, config: SftConfig, tell: Say
+) -> None:
     """Tell what the data come to, before anything is trained."""
     say(encoded, "training", data.n, tell)
-    if measured:
-        say(measured, "validation", data.n, tell)
-        if known := _known(measured, encoded):
-            tell(f"validation: {known:,} chats are trained on too, so their loss says nothing of new ones")
+    for name, held in measured.items():
+        what = f"validation, {name}" if len(measured) > 1 else "validation"
+        say(held, what, data.n, tell)
+        if known := _known(held, encoded):
+            tell(f"{what}: {known:,} chats are trained on too, so their loss says nothing of new ones")
     full = _filled(encoded, data, config)
     tell(f"{data.steps:,} steps of at most {config.batch} rows of {data.n:,} tokens, {full:.0%} full")
 
@@ -287,6 +298,8 @@ def _filled(encoded: Encoded, data: PackedChats, config: SftConfig) -> float:
 
 
 @torch.no_grad()
-def _evaluated(model: nn.Module, evaluate: Evaluate | None) -> dict[str, float]:
+def _evaluated(model: nn.Module, evaluate: Evaluate | None, loop: LoopConfig) -> dict[str, float]:
+    """What a model measures in the precision that the loop measures in."""
     model.eval()
-    return evaluate(model) if evaluate else {}
+    with autocast(model, loop):
+        return evaluate(model) if evaluate else {}
