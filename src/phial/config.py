@@ -50,6 +50,7 @@ class ModelConfig:
         rope_freq_factors: Llama-3's per-frequency divisors (`rope_freqs`).
         rope_scale: linear scaling; positions are divided by it.
         sliding_window: keys a query sees, itself included; None: all. A window as long as the context becomes None.
+        causal: whether a token sees only those before it; False, for embeddings: all of its text. The engine is causal.
         name: the model's own name, for people.
     """
 
@@ -75,6 +76,7 @@ class ModelConfig:
     sliding_window: int | None = None
     qkv_bias: bool = False
     tie_embeddings: bool = False
+    causal: bool = True
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -90,6 +92,8 @@ class ModelConfig:
             _check_integer("sliding_window", self.sliding_window, (1 << 63) - 1)
             if self.sliding_window >= self.n_ctx_train:
                 object.__setattr__(self, "sliding_window", None)
+        both = not self.causal and self.sliding_window is not None
+        _require(not both, f"a window of {self.sliding_window} where tokens see both ways is not supported")
 
     def inv_freq(self, long: bool) -> NDArray[np.float32]:
         """Angle per position of each rotated pair, (rope_dim/2,): 1 / (factor * theta^(2i/rope_dim))."""
@@ -168,6 +172,7 @@ class ModelConfig:
             sliding_window=_read_window(keys, sizes),
             qkv_bias=architecture == "qwen2" or (architecture == "llama" and "blk.0.attn_q.bias" in tensors),
             tie_embeddings="output.weight" not in tensors,
+            causal=keys.flag("attention.causal", True),
             name=str(metadata.get("general.name", "")),
         )
         keys.refuse_the_rest(config)
@@ -243,7 +248,6 @@ class _Keys:
     INFORMATION = {"pooling_type", "rope.scaling.finetuned", "tensor_data_layout"}
     # Keys of features not implemented, with the values that switch them off.
     OFF: dict[str, tuple[object, ...]] = {
-        "attention.causal": (True,),
         "attention.clamp_kqv": (0,),
         "attention.max_alibi_bias": (0,),
         "attn_logit_softcapping": (0,),
@@ -295,6 +299,11 @@ class _Keys:
         value = self._get(name, default)
         _require(isinstance(value, str), f"{self.prefix}{name} must be a string, not {_show(value)}")
         return cast(str, value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._get(name, default)
+        _require(isinstance(value, bool), f"{self.prefix}{name} must be true or false, not {_show(value)}")
+        return cast(bool, value)
 
     def refuse_the_rest(self, config: ModelConfig) -> None:
         """FormatError for a key nobody asked for, unless it is information or says that the feature is off."""

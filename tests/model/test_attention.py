@@ -64,6 +64,8 @@ def masks() -> Iterator[tuple[str, KeyMask]]:
     yield "documents", KeyMask(packed)
     yield "documents and window", KeyMask(packed, window=20)
     yield "documents and pattern", KeyMask(packed, pattern=PATTERN)
+    yield "both ways", KeyMask(rows, causal=False)
+    yield "documents both ways", KeyMask(packed, causal=False)
 
 
 MASKS = dict(masks())
@@ -83,7 +85,8 @@ def test_the_mask_is_that_of_the_definition(name: str) -> None:
     for begin, end in pairwise(bounds if mask.places.documents is not None else [0, 200]):
         for q in range(begin, end):
             for k in range(200):
-                expected = begin <= k <= q and (mask.window is None or k > q - mask.window)
+                expected = begin <= k < (q + 1 if mask.causal else end)
+                expected = expected and (mask.window is None or k > q - mask.window)
                 if mask.pattern is not None:
                     i, j = (q - begin) // 4, (k - begin) // 4  # blocks begin with the document
                     expected = expected and (i - j < 2 or (j + head + 1) % 3 == 0)
@@ -136,6 +139,8 @@ def test_strips_hold_no_key_of_documents_that_ended_before_them() -> None:
     # Documents begin at 30, 31, 121, 185 in the first row and at 15, 79, 169, 170 in the second.
     assert [strip.keys.start for strip in MASKS["documents"].strips] == [0, 15, 79, 170]
     assert [strip.keys.start for strip in MASKS["window"].strips] == [0, 45, 109, 173]
+    both = MASKS["documents both ways"].strips  # nor of any that begin after them
+    assert [(strip.keys.start, strip.keys.stop) for strip in both] == [(0, 121), (15, 185), (79, 200), (170, 200)]
 
 
 @torch.no_grad()

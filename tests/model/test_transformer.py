@@ -243,3 +243,18 @@ def test_unknown_attention_paths_and_impossible_dropouts_are_refused() -> None:
     for dropout in (-0.1, 1.0, float("nan")):
         with pytest.raises(ArgumentError, match="dropout"):
             Transformer(config, dropout=dropout)
+
+
+@torch.no_grad()
+def test_tokens_that_see_both_ways_are_those_of_transformers_and_padding_changes_none(tmp_path: Path) -> None:
+    path, theirs = tiny_llama(tmp_path)
+    theirs.config.is_causal = False
+    model = load(Transformer(replace(config_of(path), causal=False)), theirs)
+    tokens, lengths = torch.randint(50, (2, 40), generator=torch.Generator().manual_seed(4)), [40, 23]
+    logits = model(tokens, lengths)
+    assert not torch.allclose(logits, model(tokens), atol=1e-3)  # the second row, where padding would be seen
+    for row, n in enumerate(lengths):
+        expected = theirs(tokens[row : row + 1, :n]).logits[0]
+        torch.testing.assert_close(logits[row, :n], expected, atol=1e-5, rtol=0)
+    causal = load(Transformer(config_of(path)), theirs)
+    assert not torch.allclose(causal(tokens)[0], logits[0], atol=1e-3)

@@ -70,10 +70,10 @@ class Phases(Packed):
         return super().micro_batches(step, rank, world)
 
 
-def tiny_model() -> Transformer:
+def tiny_model(dropout: float = 0.2) -> Transformer:
     """The same weights every time, with dropout."""
     torch.manual_seed(0)
-    return Transformer(TINY, dropout=0.2)
+    return Transformer(TINY, dropout=dropout)
 
 
 def run(

@@ -5,11 +5,22 @@ from __future__ import annotations
 import hashlib
 
 from phial.config import ROPE_TENSORS, ModelConfig
+from phial.errors import FormatError
 from phial.gguf.container import GGUFFile
 
 
 def read_config(file: GGUFFile) -> ModelConfig:
     """Return the model's configuration. Raises FormatError for anything missing, contradictory or not supported."""
+    config = _read_config(file)
+    if not config.causal:
+        raise FormatError(
+            "the model's tokens see those after them (attention.causal is false), which this engine cannot do",
+            "llama.cpp runs the file; transformers 5 runs the folder it was converted from",
+        )
+    return config
+
+
+def _read_config(file: GGUFFile) -> ModelConfig:
     shapes = {name: info.shape for name, info in file.tensors.items()}
     return ModelConfig.from_gguf(file.metadata, shapes, {n: file.dequantized(n) for n in ROPE_TENSORS if n in shapes})
 

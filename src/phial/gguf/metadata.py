@@ -30,6 +30,8 @@ def gguf_metadata(config: ModelConfig) -> dict[str, Any]:
         values["rope.scaling.original_context_length"] = config.rope_original_context
     if config.architecture == "phi3" or config.sliding_window:
         values["attention.sliding_window"] = config.sliding_window or 0  # 0, lest a reader infer one
+    if not config.causal:
+        values["attention.causal"] = False
     if config.rope_long_factors is not None:
         values["rope.scaling.attn_factor"] = config.rope_attn_factor
     if config.rope_scale != 1:

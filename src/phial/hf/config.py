@@ -45,6 +45,7 @@ def read_hf_config(values: Mapping[str, Any], name: str = "") -> ModelConfig:
         sliding_window=_window(keys, architecture, n_layer),
         qkv_bias=architecture == "qwen2",
         tie_embeddings=keys.flag("tie_word_embeddings", False),
+        causal=keys.flag("is_causal", True),
         name=name,
         **_rope(keys, architecture, context, head_dim),
     )
@@ -152,6 +153,8 @@ def write_hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": dtype,
     }
+    if not config.causal:
+        values["is_causal"] = False  # transformers honours it from version 5 on
     if config.rope_interleaved and config.architecture != "llama":
         raise FormatError(f"a {config.architecture} folder cannot express rotation of neighbouring pairs")
     if config.architecture == "phi3":

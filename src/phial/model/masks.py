@@ -1,4 +1,4 @@
-"""Which keys each query may see: causality, a sliding window, packed documents, phi-3-small's blocks.
+"""Which keys each query may see: causality or both ways, a sliding window, packed documents, phi-3-small's blocks.
 
 One definition, KeyMask.sees, over indices; written out as a tensor for the plain and the fused path, by strips of
 queries for training on a CPU, or summed up by blocks for FlexAttention, which skips those of which nothing is seen.
@@ -28,23 +28,25 @@ class KeyMask:
     Attributes:
         window: keys a query sees at most, its own included; None: all.
         pattern: the blocks that are seen, counted within each document; None: all.
+        causal: whether later keys are hidden.
     """
 
     places: Places
     window: int | None = None
     pattern: BlockPattern | None = None
+    causal: bool = True
 
     @property
     def is_causal(self) -> bool:
-        """Whether every key up to the query's own is seen."""
+        """Whether every key up to the query's own is seen, and none after it."""
         n_tokens = self.places.n_tokens
         narrow = self.window is not None and n_tokens > self.window
         sparse = self.pattern is not None and n_tokens > self.pattern.local_blocks * self.pattern.block
-        return not narrow and not sparse and self.places.documents is None
+        return self.causal and not narrow and not sparse and self.places.documents is None
 
     def sees(self, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """Whether a query sees a key, for indices of any shapes that broadcast together."""
-        seen = key <= query
+        seen = key <= query if self.causal else torch.ones_like(key + query, dtype=torch.bool)
         if self.window is not None:
             seen = seen & (key > query - self.window)
         if self.places.documents is not None:
@@ -72,7 +74,8 @@ class KeyMask:
         for first in range(0, len(place), STRIP):
             queries = slice(first, min(first + STRIP, len(place)))
             since = first - int(self.places.positions[:, first].max())  # where the longest document there began
-            keys = slice(since if self.window is None else max(since, first - self.window + 1), queries.stop)
+            until = queries.stop if self.causal else self._end(queries.stop - 1)
+            keys = slice(since if self.window is None else max(since, first - self.window + 1), until)
             seen = self.sees(row, head, place[queries].view(1, 1, -1, 1), place[keys])
             strips.append(Strip(queries, keys, torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)))
         return strips
@@ -89,6 +92,13 @@ class KeyMask:
         create = _compiled_create() if device.type == "cuda" else create_block_mask
         blocks: BlockMask = create(sees, *self._extents, n, n, device=device)
         return blocks
+
+    def _end(self, query: int) -> int:
+        """Where the last of the documents ends in which a query of any row stands."""
+        if self.places.documents is None:
+            return self.places.n_tokens
+        left = self.places.lengths[:, query] - self.places.positions[:, query]
+        return query + int(left.max())
 
     @property
     def _extents(self) -> tuple[int | None, int | None]:

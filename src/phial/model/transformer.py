@@ -1,8 +1,9 @@
 """The decoder of Phi-3 (arXiv 2404.14219), Llama and Qwen2 in plain PyTorch, with the parameter names of Hugging Face.
 
 Pre-norm layers of rotary attention and SwiGLU. Rows of a batch are padded on the right: causality keeps the padding out
-of every real token, so no padding mask exists. phi-3-small differs enough to have a file of its own, phi3_small.py.
-Left out: a key-value cache (generation is the engine's work), mixtures of experts, vision.
+of every real token, so no padding mask exists; where tokens see both ways, padding is a document of its own.
+phi-3-small differs enough to have a file of its own, phi3_small.py. Left out: a key-value cache (generation is the
+engine's work), mixtures of experts, vision.
 
 Shapes: B rows, T tokens, D model width, H query heads, K key heads, C head width, V vocabulary.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -119,8 +121,13 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None, documents: Tensor | None = None) -> Tensor:
         """Hidden states, (B, T, D); arguments as Transformer.forward's."""
+        if lengths is not None and not self.config.causal:  # which keeps the padding out of the tokens before it
+            token_places(tokens, lengths, documents)  # says what is wrong with the arguments
+            places = torch.arange(tokens.shape[1], device=tokens.device)
+            lengths, documents = None, (places >= torch.tensor(lengths, device=tokens.device)[:, None]).long()
         places = token_places(tokens, lengths, documents)
-        tables, mask = rotary_tables(self.config, places), KeyMask(places, self.config.sliding_window)
+        tables = rotary_tables(self.config, places)
+        mask = KeyMask(places, self.config.sliding_window, causal=self.config.causal)
         x: Tensor = self.dropout(self.embed_tokens(tokens))
         for layer in self.layers:
             x = layer(x, tables, mask)

@@ -31,7 +31,7 @@ from phial.train.interrupt import Interrupt
 from phial.train.layers import prepared_layers
 from phial.train.log import Log
 from phial.train.metrics import Row
-from phial.train.objective import Batch, Objective
+from phial.train.objective import Batch, Objective, WholeStep
 from phial.train.optim import OptimizerConfig, ScheduleConfig, lr_factor, make_optimizers
 from phial.train.processes import OneProcess, Processes
 from phial.train.record import frozen_digest, locked, open_record
@@ -156,9 +156,9 @@ def run_step(
     count, tokens = (int(total) for total in processes.sums([sum(counts[0]), sum(counts[1])]))
     if not count:
         raise PhialError(f"step {step + 1} has no targets", "every token of its batch is ignored: look at the data")
-    torch.manual_seed(_seed(config.seed, step, processes.rank))
     model.train()
-    sums = _backward(model, pieces, objective, config, count, processes)
+    rounds = _rounds(model, pieces, objective, config, processes, _seed(config.seed, step, processes.rank))
+    sums = _backward(model, rounds, objective, config, count, processes)
     norm = processes.clip(model, config.clip or math.inf)
     if not math.isfinite(sums["loss"]) or not math.isfinite(norm):
         what = f"the loss of step {step + 1} is {sums['loss'] / count}, the norm of its gradient {norm}"
@@ -178,9 +178,31 @@ def run_step(
     return {"step": state.step, **means, "grad_norm": norm, "lr": lr, **counters}
 
 
-def _backward(
+def _rounds(
     model: nn.Module,
     pieces: Sequence[Batch],
+    objective: Objective,
+    config: LoopConfig,
+    processes: Processes,
+    seed: int,
+) -> Sequence[tuple[Batch, float]]:
+    """The micro-batches of a step where the model is, with their weights; the step's dropout draws from the seed."""
+    device = next(model.parameters()).device
+    rounds: Sequence[tuple[Batch, float]] = [
+        ({name: tensor.to(device, non_blocking=True) for name, tensor in piece.items()}, weight)
+        for piece, weight in processes.rounds(pieces)
+    ]
+    if isinstance(objective, WholeStep):
+        torch.manual_seed(seed)
+        with torch.no_grad(), autocast(model, config):
+            rounds = objective.look_ahead(model, rounds, processes)
+    torch.manual_seed(seed)
+    return rounds
+
+
+def _backward(
+    model: nn.Module,
+    rounds: Sequence[tuple[Batch, float]],
     objective: Objective,
     config: LoopConfig,
     count: int,
@@ -189,11 +211,10 @@ def _backward(
     """Gradients of the mean over the whole batch, added up over its pieces; the sums over all processes."""
     device = next(model.parameters()).device
     sums: dict[str, Tensor] = {}
-    rounds = processes.rounds(pieces)
     for index, (piece, weight) in enumerate(rounds):
         processes.before_backward(model, last=index + 1 == len(rounds))
         with autocast(model, config):
-            loss = objective(model, {name: tensor.to(device, non_blocking=True) for name, tensor in piece.items()})
+            loss = objective(model, piece)
         (weight * loss.total / count).backward()  # type: ignore[no-untyped-call]
         for name, value in loss.sums.items():
             sums[name] = sums.get(name, torch.zeros((), device=device)) + weight * value

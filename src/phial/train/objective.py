@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from phial.train.cross_entropy import IGNORED as IGNORED
 from phial.train.cross_entropy import linear_cross_entropy
+
+if TYPE_CHECKING:
+    from phial.train.processes import Processes
 
 Batch = Mapping[str, Tensor]
 
@@ -35,6 +38,24 @@ class Objective(Protocol):
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         """The sums over a micro-batch."""
+        ...
+
+
+@runtime_checkable
+class WholeStep(Protocol):
+    """An objective whose loss of a micro-batch depends on all of the step's, as contrasts do."""
+
+    def look_ahead(
+        self, model: nn.Module, rounds: Sequence[tuple[Batch, float]], processes: Processes
+    ) -> Sequence[tuple[Batch, float]]:
+        """The micro-batches of a step with what each must know of the others, before any goes backward.
+
+        Called without gradients. Dropout draws the same numbers afterwards, if the model is run on each micro-batch
+        once and in order. Every process calls it: its collective operations are as many everywhere.
+
+        Args:
+            rounds: Processes.rounds(), on the model's device.
+        """
         ...
 
 

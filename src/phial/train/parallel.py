@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -97,6 +97,14 @@ class ManyProcesses:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return list(tensor.tolist())
+
+    def gathered(self, rows: Tensor) -> list[Tensor]:
+        counts = [int(n) for n in self.sums([len(rows) * (rank == self.rank) for rank in range(self.world)])]
+        padded = rows.new_zeros(max(*counts, 1), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        found = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(found, padded)
+        return [part[:n] for part, n in zip(found, counts, strict=True)]
 
     def rounds(self, pieces: Sequence[Batch]) -> list[tuple[Batch, float]]:
         lengths = [int(n) for n in self.sums([len(pieces) * (rank == self.rank) for rank in range(self.world)])]

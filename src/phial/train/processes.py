@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from phial.errors import PhialError
 from phial.train.objective import Batch
@@ -35,6 +35,10 @@ class Processes(Protocol):
 
     def sums(self, values: Sequence[float]) -> list[float]:
         """Each value summed over all processes, in float64."""
+        ...
+
+    def gathered(self, rows: Tensor) -> list[Tensor]:
+        """The rows (n, ...) of every process in order of rank; n may differ. No gradient goes through."""
         ...
 
     def shard(self, model: nn.Module, precision: str, shards: int | None) -> None:
@@ -83,6 +87,9 @@ class OneProcess:
 
     def sums(self, values: Sequence[float]) -> list[float]:
         return list(values)
+
+    def gathered(self, rows: Tensor) -> list[Tensor]:
+        return [rows]
 
     def shard(self, model: nn.Module, precision: str, shards: int | None) -> None:
         if shards not in (None, 1):
