@@ -18,6 +18,8 @@ from tests.tiny_models import shapes as tiny_shapes
 from phial.config import PRESETS, ROPE_TENSORS, ModelConfig, longrope_attn_factor
 from phial.errors import ArgumentError, FormatError
 from phial.gguf.container import read_gguf
+from phial.gguf.metadata import gguf_metadata
+from phial.hf.config import read_hf_config, write_hf_config
 
 File = tuple[dict[str, Any], dict[str, tuple[int, ...]]]
 MINI, PHI35, PHI4 = PRESETS["phi-3-mini-4k"], PRESETS["phi-3.5-mini"], PRESETS["phi-4-mini"]
@@ -126,6 +128,17 @@ def test_a_preset_written_as_metadata_is_read_back(name: str) -> None:
     assert replace(read, **plain) == replace(config, **plain)
 
 
+def test_tokens_that_see_both_ways_are_read_from_both_formats_and_no_window_goes_with_it() -> None:
+    both = replace(next(iter(PRESETS.values())), sliding_window=None, causal=False)
+    assert read_hf_config(write_hf_config(both, "float32")).causal is False
+    metadata, tensors = file_of(both)
+    written, key = gguf_metadata(both), "phi3.attention.causal"
+    assert written[key] is False and key not in gguf_metadata(replace(both, causal=True))
+    assert ModelConfig.from_gguf(metadata | written, tensors, rope_tensors_of(both)).causal is False
+    with pytest.raises(FormatError, match="a window of 20 where tokens see both ways"):
+        replace(both, sliding_window=20)
+
+
 def test_a_real_file_is_read(smollm2: Path) -> None:
     with read_gguf(smollm2) as file:
         config = ModelConfig.from_gguf(file.metadata, {name: info.shape for name, info in file.tensors.items()})
@@ -221,6 +234,7 @@ BAD_KEYS: list[tuple[str, Any, str]] = [
     ("phi3.use_parallel_residual", True, "use_parallel_residual = True"),
     ("phi3.attention.scale", 0.5, "attention.scale = 0.5"),
     ("phi3.attention.value_length", 32, "attention.value_length = 32"),
+    ("phi3.attention.causal", "no", "attention.causal must be true or false, not 'no'"),
     ("phi3.something.new", np.arange(100000), "something.new"),
     ("tokenizer.ggml.tokens", ["a", "b"], "tokenizer.ggml.tokens counts 2 tokens, token_embd.weight has"),
     ("tokenizer.ggml.tokens", 3, "no array of strings"),

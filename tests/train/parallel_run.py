@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -16,11 +17,13 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from phial.config import ModelConfig
 from phial.model.transformer import Transformer
+from phial.train.contrastive import Contrast
 from phial.train.loop import LoopConfig, train
 from phial.train.muon import Muon
 from phial.train.objective import IGNORED, Batch, NextToken
 from phial.train.parallel import torchrun_processes
 from phial.train.processes import Processes
+from phial.train.text_batches import Pair, Text, stacked_pairs
 
 TINY = ModelConfig(
     architecture="llama", n_vocab=63, n_embd=24, n_layer=2, n_head=4, n_head_kv=2, head_dim=6, n_ff=50, n_ctx_train=32,
@@ -52,6 +55,23 @@ class Uneven:
         return pieces[rank::world]
 
 
+class UnevenPairs:
+    """Pairs of random texts, hard negatives here and there, shared as unevenly as the rows of Uneven."""
+
+    def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Batch]:
+        random = np.random.default_rng(step)
+        keys = iter(range(1000))
+
+        def text() -> Text:
+            return Text(random.integers(63, size=random.integers(2, 9)), next(keys))
+
+        def pair() -> Pair:
+            return Pair(text(), text(), tuple(text() for _ in range(random.integers(3))))
+
+        pieces = [stacked_pairs([pair() for _ in range(random.integers(1, 4))]) for _ in range(5 - step % 5)]
+        return pieces[rank::world]
+
+
 def measured(model: nn.Module) -> dict[str, float]:
     """The loss of a batch that is not trained on; more than one forward, as an evaluation has."""
     objective, pieces = NextToken(), Uneven().micro_batches(1000)
@@ -59,12 +79,23 @@ def measured(model: nn.Module) -> dict[str, float]:
     return {"validation/loss": total / sum(objective.count(piece) for piece in pieces)}
 
 
-def run(processes: Processes, folder: str, fails_on: int | None = None, delay: float = 0.0, **settings: Any) -> None:
-    """Train in `folder` and write its model.pt; each process draws other weights, of which those of process 0 count."""
+def run(
+    processes: Processes,
+    folder: str,
+    fails_on: int | None = None,
+    delay: float = 0.0,
+    contrast: bool = False,
+    **settings: Any,
+) -> None:
+    """Train in `folder` and write its model.pt; each process draws other weights, of which those of process 0 count.
+
+    contrast: on pairs of texts instead of next tokens.
+    """
     torch.manual_seed(processes.rank)
-    model = Transformer(TINY)
-    config, data = LoopConfig(**settings), Uneven(fails_on, delay)
-    train(model, data, NextToken(), config, Path(folder), evaluate=measured, processes=processes, quiet=True)
+    model, config = Transformer(TINY), LoopConfig(**settings)
+    data = UnevenPairs() if contrast else Uneven(fails_on, delay)
+    objective = Contrast("last", negative_weight=0.2) if contrast else NextToken()
+    train(model, data, objective, config, Path(folder), evaluate=measured, processes=processes, quiet=True)
     whole = processes.whole(model)
     if whole is not None:
         torch.save(whole.state_dict(), Path(folder) / "model.pt")

@@ -107,6 +107,18 @@ def test_two_processes_have_the_losses_of_one(one: Path, two: Path) -> None:
     assert column(one)[0] == pytest.approx(4.16, abs=0.1) and column(one)[9] < 4.0  # something was learned
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_contrasts_reach_over_processes(processes: int, tmp_path: Path) -> None:
+    """Negatives of all of them: a loss among each one's own texts alone would be far smaller."""
+    settings = {**TEN, "contrast": True}
+    alone(folder=str(tmp_path / "one"), **settings)
+    launched(processes, {"folder": str(tmp_path / "many"), **settings})
+    assert_same_losses(tmp_path / "one", tmp_path / "many")
+    assert column(tmp_path / "many", "masked") == [0.0] * 10
+    assert 0 < sum(column(tmp_path / "many", "accuracy")) < 10
+
+
 def test_what_two_saved_one_goes_on_with(one: Path, two: Path, tmp_path: Path) -> None:
     folder = halfway(two, tmp_path / "run")
     alone(folder=str(folder), **TEN)

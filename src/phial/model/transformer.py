@@ -123,8 +123,8 @@ class Decoder(nn.Module):
         """Hidden states, (B, T, D); arguments as Transformer.forward's."""
         if lengths is not None and not self.config.causal:  # which keeps the padding out of the tokens before it
             token_places(tokens, lengths, documents)  # says what is wrong with the arguments
-            places = torch.arange(tokens.shape[1], device=tokens.device)
-            lengths, documents = None, (places >= torch.tensor(lengths, device=tokens.device)[:, None]).long()
+            ends = torch.tensor(lengths, device=tokens.device)[:, None]
+            lengths, documents = None, (torch.arange(tokens.shape[1], device=tokens.device) >= ends).long()
         places = token_places(tokens, lengths, documents)
         tables = rotary_tables(self.config, places)
         mask = KeyMask(places, self.config.sliding_window, causal=self.config.causal)

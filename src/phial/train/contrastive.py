@@ -1,4 +1,4 @@
-"""The contrastive objective (InfoNCE as SimCSE has it, arXiv 2104.08821; phi3-spec §9.1): a text's own partner among all.
+"""The contrastive objective (InfoNCE as SimCSE has it, arXiv 2104.08821; phi3-spec §9.1): a text's partner among all.
 
 Each query is to be nearer, by cosine, to its positive than to the positives of the step's other queries and to all hard
 negatives. The loss of one query therefore depends on every text of the step, over all processes. Where these are run
@@ -50,8 +50,8 @@ class Sides(NamedTuple):
     def of(cls, vectors: Tensor, batch: Batch) -> Sides:
         """The sides of a piece whose M texts are its queries, then their positives, then the negatives."""
         n = (len(vectors) - len(batch["owners"])) // 2
-        parts, keys = vectors.tensor_split([n, 2 * n]), batch["keys"].tensor_split([n, 2 * n])
-        return cls(*parts, batch["owners"], *keys)
+        queries, positives, negatives = vectors.tensor_split([n, 2 * n])
+        return cls(queries, positives, negatives, batch["owners"], *batch["keys"].tensor_split([n, 2 * n]))
 
     @classmethod
     def joined(cls, parts: Sequence[Sides]) -> Sides:
@@ -118,8 +118,7 @@ class Contrast:
         counted = [sides if weight else _none_of(sides) for sides, (_, weight) in zip(pieces, rounds, strict=True)]
         everyone = Sides.joined(counted).gathered(processes.gathered)
         rows, gradients = self._with_gradients(Sides.joined(everyone))
-        start = [sum(len(x) for x in column) for column in zip(*(s.vectors for s in everyone[: processes.rank]))]
-        start = start or [0, 0, 0]
+        start = [sum(len(s.vectors[side]) for s in everyone[: processes.rank]) for side in range(3)]
         found = list[Round]()
         for sides, (piece, weight) in zip(counted, rounds, strict=True):
             stop = [at + len(vectors) for at, vectors in zip(start, sides.vectors, strict=True)]

@@ -73,7 +73,7 @@ class PairBatches:
     def pair(self, visit: int) -> Pair:
         """A pair, counted through all epochs."""
         epoch, place = divmod(visit, len(self.pairs))
-        return self.pairs[self._order(epoch)[place]]
+        return self.pairs[int(self._order(epoch)[place])]
 
     def _dealt(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.pairs))
