@@ -16,12 +16,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from phial.data.arithmetic import wrong_equations
-from phial.data.sandbox import Outcome
+from phial.data.asking import Execute
 from phial.data.synthetic_kinds import Kind
 from phial.data.topics import Cell
 from phial.language_model import Reply
 
-Execute = Callable[[str, str, bool], Outcome]  # solution, tests, stub
 _REFUSALS = re.compile(
     r"\bas an ai\b|\bai language model\b|\bi(?:'m| am) (?:sorry|unable)\b|\bi can(?:no|')t (?:help|assist|provide)\b",
     re.I,

@@ -14,9 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +22,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from phial.config_file import read_toml
+from phial.data.asking import Ask, Asking, ask_of, executor
 from phial.data.benchmarks import Benchmark, read_items
 from phial.data.checks import Bounds, Verdict, judge
 from phial.data.document import Document
@@ -32,12 +31,11 @@ from phial.data.overlap import Matcher
 from phial.data.passages import Passage, read_passages
 from phial.data.question_index import Index
 from phial.data.request_journal import RequestJournal, digest
-from phial.data.sandbox import Limits, Outcome, run_exercise
 from phial.data.synthesis_report import OutputFiles, Tally
 from phial.data.synthetic_kinds import KIND_NAMES, KINDS, Kind, KindName
 from phial.data.topics import Cell, load_topics
 from phial.errors import PhialError
-from phial.language_model import LanguageModel, Reply
+from phial.language_model import LanguageModel
 
 Show = Callable[[int, str], None]  # how many requests are done, and what to say of it
 
@@ -73,14 +71,12 @@ class SynthesizeConfig(BaseModel):
 
 
 class Request(NamedTuple):
-    """One prompt: its key in the journal, and what its document's metadata will say of it."""
+    """One prompt, and what its document's metadata will say of it."""
 
-    key: str
+    ask: Ask
     kind: Kind
     cell: Cell
     passage: Passage | None
-    messages: list[dict[str, str]]
-    seed: int
 
 
 def plan(config: SynthesizeConfig, teacher: str) -> list[Request]:
@@ -95,8 +91,15 @@ def plan(config: SynthesizeConfig, teacher: str) -> list[Request]:
         for place, (cell, passage) in enumerate(zip(cells, passages, strict=False)):
             messages = kind.messages(cell, passage.text if passage else "")
             seed = int(digest(config.seed, name, place)[:8], 16) & 0x7FFFFFFF
-            key = digest(teacher, messages, kind.schema, config.max_tokens, config.temperature, seed)
-            found.append(Request(key, kind, cell, passage, messages, seed))
+            ask = ask_of(
+                teacher,
+                messages,
+                seed=seed,
+                max_tokens=config.max_tokens,
+                temperature=config.temperature,
+                schema=kind.schema,
+            )
+            found.append(Request(ask, kind, cell, passage))
     return found
 
 
@@ -137,16 +140,16 @@ def synthesize(
     accepted = Accepted(config.near_duplicate)
     with ExitStack() as stack:
         journal = stack.enter_context(RequestJournal(output / "journal.jsonl"))
-        replies = stack.enter_context(_Asking(config, teacher, journal, workers))
+        asking = stack.enter_context(Asking(teacher, journal, workers))
         documents = OutputFiles(output)
-        execute = _executor(config, journal)
-        for done, (request, reply) in enumerate(replies.of(requests), 1):
+        execute = executor(journal, config.weak_sandbox)
+        replies = asking.replies([request.ask for request in requests])
+        for done, (request, (reply, seconds)) in enumerate(zip(requests, replies, strict=True), 1):
             source = request.passage.text if request.passage else ""
             verdict = judge(request.kind, request.cell, source, reply, config.bounds, execute)
             if not verdict.reason:
                 verdict = _against_others(verdict, _name(config, request), accepted, contaminated)
             documents.add(_document(config, teacher.name, request, verdict), verdict.reason)
-            seconds = journal.entries[request.key]["seconds"]
             tally.add(request.kind.name, verdict.reason, reply, seconds)
             if show is not None:
                 show(done, f"{tally.kept} of {done} accepted")
@@ -163,58 +166,6 @@ def _benchmark_check(config: SynthesizeConfig) -> Callable[[str], bool] | None:
     return lambda text: bool(matcher.find([text]))
 
 
-class _Asking:
-    """Replies in the order of the requests: from the journal, or asked for ahead of time by `workers` threads."""
-
-    def __init__(self, config: SynthesizeConfig, teacher: LanguageModel, journal: RequestJournal, workers: int) -> None:
-        self._config, self._teacher, self._journal, self._workers = config, teacher, journal, workers
-        self._pool = ThreadPoolExecutor(workers)
-
-    def __enter__(self) -> _Asking:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def of(self, requests: list[Request]) -> Iterator[tuple[Request, Reply]]:
-        """Every request with its reply."""
-        ahead: dict[int, Future[None]] = {}
-        unasked = iter([n for n, request in enumerate(requests) if request.key not in self._journal.entries])
-        for number, request in enumerate(requests):
-            while len(ahead) < 2 * self._workers and (next_one := next(unasked, None)) is not None:
-                ahead[next_one] = self._pool.submit(self._ask, requests[next_one])
-            if number in ahead:
-                ahead.pop(number).result()
-            value = self._journal.entries[request.key]
-            yield request, Reply(*value["reply"])
-
-    def _ask(self, request: Request) -> None:
-        started = time.perf_counter()
-        reply = self._teacher.generate(
-            request.messages,
-            max_tokens=self._config.max_tokens,
-            temperature=self._config.temperature,
-            seed=request.seed,
-            schema=request.kind.schema,
-        )
-        self._journal.append(request.key, {"reply": list(reply), "seconds": time.perf_counter() - started})
-
-
-def _executor(config: SynthesizeConfig, journal: RequestJournal) -> Callable[[str, str, bool], Outcome]:
-    """Executes exercises; an outcome is journalled too, since a time limit may fall differently on another day."""
-    limits = Limits()
-
-    def execute(solution: str, tests: str, stub: bool) -> Outcome:
-        key = digest("executed", solution, tests, stub, repr(limits))
-        if key not in journal.entries:
-            outcome = run_exercise(solution, tests, limits=limits, stub=stub, allow_weak=config.weak_sandbox)
-            journal.append(key, {"name": outcome.name, "detail": outcome.detail, "closed": sorted(outcome.closed)})
-        value = journal.entries[key]
-        return Outcome(value["name"], value["detail"], frozenset(value["closed"]))
-
-    return execute
-
-
 def _against_others(
     verdict: Verdict, name: str, accepted: Accepted, contaminated: Callable[[str], bool] | None
 ) -> Verdict:
@@ -228,7 +179,7 @@ def _against_others(
 
 def _name(config: SynthesizeConfig, request: Request) -> str:
     """The id of a request's document."""
-    return f"{config.name}-{request.key[:16]}"
+    return f"{config.name}-{request.ask.key[:16]}"
 
 
 def _document(config: SynthesizeConfig, teacher: str, request: Request, verdict: Verdict) -> Document:
@@ -237,7 +188,7 @@ def _document(config: SynthesizeConfig, teacher: str, request: Request, verdict:
     metadata: dict[str, Any] = {
         "source": config.name,
         "licence": passage.licence if passage else config.licence,
-        "path": f"journal.jsonl#{request.key}",
+        "path": f"journal.jsonl#{request.ask.key}",
         "synthetic": True,
         "kind": request.kind.name,
         "audience": request.cell.audience,
