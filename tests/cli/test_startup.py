@@ -33,6 +33,7 @@ COMMANDS = [
     "data dedup",
     "data decontaminate",
     "data synthesize",
+    "data prefer",
     "data vocabulary",
     "data mix",
     "data optimal",

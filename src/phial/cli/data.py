@@ -14,6 +14,7 @@ from phial.cli import (
     data_dedup,
     data_mix,
     data_optimal,
+    data_prefer,
     data_quality,
     data_report,
     data_run,
@@ -42,6 +43,7 @@ data.command(epilog="Example: phial data decontaminate 04-quality -o 05-clean -b
     data_decontaminate.decontaminate
 )
 data.command(epilog="Example: phial data synthesize --ask qa=9 --licence Apache-2.0 -o qa")(data_synthesize.synthesize)
+data.command(epilog="Example: phial data prefer prefer.toml --output runs/pairs")(data_prefer.prefer)
 data.command(epilog="Example: phial data vocabulary books/ -o vocabulary --size 32000")(data_vocabulary.vocabulary)
 data.command(epilog="Example: phial data mix 05-decontaminate -c corpus.toml -o 06-mix")(data_mix.mix)
 data.command(epilog="Example: phial data optimal optimal.toml --output runs/optimal")(data_optimal.optimal)

@@ -8,12 +8,14 @@ not hold the question about it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from phial.data.benchmarks import Benchmark, read_items
 from phial.data.question_index import FEWEST, SHORT, Hits, Index, covered
 
 ENOUGH = 8  # words of a question a text must have in n-grams, however short the question
@@ -103,6 +105,19 @@ class Matcher:
         for k in range(max(index.ngrams)):
             words[places[lengths > k] + k] = True
         return words
+
+
+def benchmark_check(benchmarks: Sequence[Benchmark], coverage: float) -> Callable[[str], bool] | None:
+    """Whether a text holds a question of these benchmarks, or is one; None where there are no benchmarks."""
+    if not benchmarks:
+        return None
+    items = [item for benchmark in benchmarks for item in read_items(benchmark)]
+    matcher, whole = Matcher(Index(items), coverage), {_plain(item.question) for item in items}
+    return lambda text: _plain(text) in whole or bool(matcher.find([text]))
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def are_whole(index: Index, hits: Hits) -> NDArray[np.bool_]:

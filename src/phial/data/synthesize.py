@@ -23,13 +23,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from phial.config_file import read_toml
 from phial.data.asking import Ask, Asking, ask_of, executor
-from phial.data.benchmarks import Benchmark, read_items
+from phial.data.benchmarks import Benchmark
 from phial.data.checks import Bounds, Verdict, judge
 from phial.data.document import Document
 from phial.data.near_duplicates import Accepted
-from phial.data.overlap import Matcher
+from phial.data.overlap import benchmark_check
 from phial.data.passages import Passage, read_passages
-from phial.data.question_index import Index
 from phial.data.request_journal import RequestJournal, digest
 from phial.data.synthesis_report import OutputFiles, Tally
 from phial.data.synthetic_kinds import KIND_NAMES, KINDS, Kind, KindName
@@ -134,7 +133,7 @@ def synthesize(
         PhialError: the configuration cannot be met, the teacher fails, or exercises cannot be executed safely.
     """
     requests = plan(config, teacher.name)
-    contaminated = contaminated or _benchmark_check(config)
+    contaminated = contaminated or benchmark_check(config.benchmarks, config.coverage)
     output.mkdir(parents=True, exist_ok=True)
     tally = Tally()
     accepted = Accepted(config.near_duplicate)
@@ -155,15 +154,6 @@ def synthesize(
                 show(done, f"{tally.kept} of {done} accepted")
         settings = config.model_dump(mode="json")
         return documents.finish(tally.report(settings, teacher.name, contaminated is not None, accepted.threshold))
-
-
-def _benchmark_check(config: SynthesizeConfig) -> Callable[[str], bool] | None:
-    """Whether a text holds a question of the configured benchmarks (see overlap.py)."""
-    if not config.benchmarks:
-        return None
-    index = Index(itertools.chain.from_iterable(read_items(benchmark) for benchmark in config.benchmarks))
-    matcher = Matcher(index, config.coverage)
-    return lambda text: bool(matcher.find([text]))
 
 
 def _against_others(
