@@ -87,7 +87,10 @@ def _json_list(dice: random.Random, split: Split) -> Task:
         split,
         f"Name exactly {n} {category} as a JSON array of strings and write nothing else.",
         f"Write a JSON list of {n} {category}. Only the list.",
-        held_out=(f"Which {n} {category} come to mind? Reply with nothing but a JSON array of strings.",),
+        held_out=(
+            f"Which {n} {category} come to mind? Reply with nothing but a JSON array of strings.",
+            f"A JSON array holding {n} {category} as strings, please, and no other text.",
+        ),
     )
     schema = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": n, "maxItems": n}
     right = json.dumps(items)
@@ -121,7 +124,10 @@ def _bullet_list(dice: random.Random, split: Split) -> Task:
         split,
         f'List exactly {n} {category}, each on a line that begins with "- ". Write nothing else.',
         f'Give {n} {category} as bullet points with "- ", without any other text.',
-        held_out=(f'Put {n} {category} into a list with "- " before each of them; the list is the whole answer.',),
+        held_out=(
+            f'Put {n} {category} into a list with "- " before each of them; the list is the whole answer.',
+            f'I need {n} {category}, one a line, every line with "- " in front. No sentence around them.',
+        ),
     )
     right, broken = _lines(dice, items, lambda place: "-")
     return Task(ask, [{"check": "list", "style": "bullets", "items": n}], right, broken)
@@ -267,9 +273,9 @@ def _one_of(dice: random.Random, split: Split, *train: str, held_out: tuple[str,
 
 
 def _items(dice: random.Random, split: Split) -> tuple[str, list[str]]:
-    """A category, and three to five of its members."""
+    """A category, and three to six of its members."""
     category = dice.choice(list(CATEGORIES[split]))
-    return category, dice.sample(CATEGORIES[split][category].split(), dice.randint(3, 5))
+    return category, dice.sample(CATEGORIES[split][category].split(), dice.randint(3, 6))
 
 
 def _lines(dice: random.Random, items: list[str], mark: Callable[[int], str]) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from phial.data.checks import repetition
 _NUMBER = re.compile(r"(?<![\w.])[-−]?[$€£]?\d{1,99}(?:,\d{3}){0,33}(?:\.\d{1,99})?")
 _FENCED = re.compile(r"```[ \t]*(?:[Pp]ython|py)?[ \t]*\n(.*?)```", re.DOTALL)
 _LETTER = re.compile(
-    r"(?<![\w'’])([B-HJ]|A(?!\s+(?!is\b)[a-z])|I(?!\s+[a-z]))(?![\w'’])"
+    r"(?<![\w'’])([B-HJ]|A(?!\s+(?!(?:is|or|and)\b)[a-z])|I(?!\s+[a-z]))(?![\w'’])"
 )  # "A cat", "I think" are none
 _NESTING = 100  # of JSON; deeper is no answer, and would overflow the stack of a validator
 LONGEST = 100_000  # characters of an answer that is read at all
