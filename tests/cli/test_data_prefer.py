@@ -1,4 +1,4 @@
-"""`phial data prefer`: from a configuration to pairs that training reads; mistakes are told before a model is loaded."""
+"""`phial data prefer`: from a configuration to pairs for training; mistakes are told before a model is loaded."""
 
 from __future__ import annotations
 
