@@ -119,7 +119,7 @@ def _contrast_table(found: Results, contrasts: list[Contrast]) -> str:
     return table(head, [[name, *cells] for name, *cells in zip(kinds, *columns, strict=True)])
 
 
-def _axes(count: int, width: float = 3.3, height: float = 2.9) -> tuple[Any, Any]:
+def axes_of(count: int, width: float = 3.3, height: float = 2.9) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("agg")
@@ -153,7 +153,7 @@ def _filter_picture(found: Results) -> None:
         "encyclopedia": KINDS["encyclopedia"],
         "fiction, dialogue, noise": LEFT_OUT,
     }
-    figure, axes = _axes(len(panels), 2.7)
+    figure, axes = axes_of(len(panels), 2.7)
     budgets = sorted({steps for experiment, _, steps in found.runs if experiment == "a"})
     for axis, (title, measure) in zip(axes, panels.items(), strict=True):
         for place, arm in enumerate(name for name in KEEP if name != "all"):
@@ -188,14 +188,14 @@ def _dots(axis: Any, found: Results, contrasts: list[Contrast], kinds: dict[str,
 
 
 def _phases_picture(found: Results, contrasts: list[Contrast]) -> None:
-    figure, (axis,) = _axes(1, 6.6, 3.6)
+    figure, (axis,) = axes_of(1, 6.6, 3.6)
     _dots(axis, found, contrasts, KINDS, "held-out loss less that of one mixture, nats a token (left is better)")
     _save(figure, "recipe-phases.svg")
 
 
 def _synthetic_picture(found: Results, contrasts: list[Contrast]) -> None:
     """What exercises cost elsewhere, and what they teach about unseen exercises."""
-    figure, (elsewhere, own) = _axes(2, 4.6, 3.4)
+    figure, (elsewhere, own) = axes_of(2, 4.6, 3.4)
     others = {kind: measure for kind, measure in KINDS.items() if kind != "template problems"}
     _dots(elsewhere, found, contrasts, others, "held-out loss less that without, nats a token")
     measures = {"all tokens": problem_loss, "digits": digit_loss}
