@@ -14,10 +14,10 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from phial.train.objective import IGNORED, Batch
+from phial.train.packed import Row, stacked
 
 
 class Example(NamedTuple):
@@ -86,7 +86,7 @@ class PackedChats:
         return [rows[i] for i in random.permutation(len(rows))]
 
     def _stacked(self, rows: Sequence[Sequence[int]]) -> Batch:
-        return stacked([[self.examples[i] for i in row] for row in rows])
+        return stacked_chats([[self.examples[i] for i in row] for row in rows])
 
 
 def best_fit(lengths: Sequence[int], order: Iterable[int], n: int) -> list[list[int]]:
@@ -104,20 +104,18 @@ def best_fit(lengths: Sequence[int], order: Iterable[int], n: int) -> list[list[
     return bins
 
 
-def stacked(rows: Sequence[Sequence[Example]]) -> Batch:
-    """Rows of chats as a micro-batch: tokens, targets and documents, as wide as the fullest row.
+def stacked_chats(rows: Sequence[Sequence[Example]]) -> Batch:
+    """Rows of chats as a micro-batch, as wide as the fullest of them.
 
     What is left over at a row's end is a document of its own, without targets.
     """
     width = max(sum(len(example.tokens) for example in row) for row in rows)
-    tokens, documents = np.zeros((2, len(rows), width), np.int64)
-    targets = np.full((len(rows), width), IGNORED, np.int64)
-    for i, row in enumerate(rows):
-        done = 0
-        for number, example in enumerate(row):
-            place = slice(done, done + len(example.tokens))
-            tokens[i, place], targets[i, place], documents[i, place] = example.tokens, example.targets, number
-            done = place.stop
-        documents[i, done:] = len(row)
-    arrays = {"tokens": tokens, "targets": targets, "documents": documents}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return stacked([_joined(row, width) for row in rows])
+
+
+def _joined(examples: Sequence[Example], width: int) -> Row:
+    lengths = [len(example.tokens) for example in examples]
+    left = width - sum(lengths)
+    tokens = np.concatenate([*(example.tokens for example in examples), np.zeros(left, np.int64)])
+    targets = np.concatenate([*(example.targets for example in examples), np.full(left, IGNORED, np.int64)])
+    return tokens, targets, np.repeat(np.arange(len(examples) + 1), [*lengths, left])

@@ -21,7 +21,7 @@ from phial.errors import PhialError
 from phial.manifest import write_json
 from phial.model.transformer import Transformer
 from phial.tokenizer.chat_answers import Answers, encode_answers
-from phial.train.chat_packing import Example, PackedChats, best_fit, example_of, stacked
+from phial.train.chat_packing import Example, PackedChats, best_fit, example_of, stacked_chats
 from phial.train.chats import Chat
 from phial.train.held_out import perplexity, summed_loss
 from phial.train.loop import Evaluate, LoopConfig, autocast, train
@@ -208,7 +208,7 @@ def _in_order(encoded: Encoded, n: int, micro: int) -> list[Batch]:
     lengths = [len(example.tokens) for example in encoded.examples]
     packed = best_fit(lengths, range(len(lengths)), n)
     rows = [[encoded.examples[i] for i in row] for row in packed]
-    return [stacked(rows[at : at + micro]) for at in range(0, len(rows), micro)]
+    return [stacked_chats(rows[at : at + micro]) for at in range(0, len(rows), micro)]
 
 
 def batches_of(encoded: Encoded, config: SftConfig, n: int) -> PackedChats:
