@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ class Pictures:
 
 
 def draw_losses(folder: Path) -> None:
-    """Write a run's loss.png: training loss with its moving mean, validation losses by source, the learning rate.
+    """Write a run's loss.png: training loss with a moving mean, validation losses by source, the learning rate.
 
     Needs matplotlib. Nothing is drawn of a run without steps.
     """
@@ -69,9 +70,9 @@ def draw_losses(folder: Path) -> None:
 
 
 def _draw_training(axes: Any, rows: Sequence[Row], unit: float) -> None:
-    """Each step's loss in a pale line under the mean of the last fiftieth of the steps."""
+    """Each step's loss in a pale line under the mean of the last fiftieth of the steps, of a short run the last few."""
     losses = [row["loss"] for row in rows]
-    decay = 1 - 1 / max(1.0, len(rows) / 50)
+    decay = 1 - 1 / max(1.0, len(rows) / 50, min(len(rows) / 5, 8.0))
     means, weight, mean = [], 0.0, 0.0
     for loss in losses:
         mean, weight = decay * mean + (1 - decay) * loss, decay * weight + 1 - decay
@@ -80,7 +81,7 @@ def _draw_training(axes: Any, rows: Sequence[Row], unit: float) -> None:
     axes.plot(xs, losses, color="0.3", alpha=0.3, linewidth=0.7)
     axes.plot(xs, means, color="0.2", linewidth=1.8, label="training")
     later = sorted(losses[len(losses) // 50 :] + [value for p in _validation(rows).values() for _, value in p])
-    low, high = later[0], later[int(0.995 * (len(later) - 1))]  # a few spikes shall not flatten the rest
+    low, high = later[0], later[math.ceil(0.995 * (len(later) - 1))]  # a few spikes shall not flatten the rest
     axes.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3)
 
 
