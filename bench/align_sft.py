@@ -179,6 +179,7 @@ def measure(model: str, folder: Path, target: Path) -> None:
         named = kept(said.text, row["options"], row["form"]) if ended else None
         right = {"right": named == row["answer"], "meant": meant(said.text, row["options"]) == row["answer"]}
         asked = {key: row[key] for key in ("form", "source", "prompt", "answer")}
+        asked["guess"] = 1 / len(row["options"])  # right by chance
         rows.append({**asked, "text": said.text, "ended": ended, "kept": named is not None, **right})
     engine.close()
     losses = {name: loss(llama.model_path, folder / f"{name}.jsonl") for name in ("held-out", "others")}

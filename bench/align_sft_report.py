@@ -25,7 +25,6 @@ MEASURES: dict[str, Callable[[Answer], bool]] = {
     "in the form asked for": lambda answer: answer["kept"],
     "right and in the form": lambda answer: answer["right"],
     "right in any form": lambda answer: answer["meant"],
-    "ended by itself": lambda answer: answer["ended"],
 }
 GROUPS = {**{form: (form,) for form in TRAINED}, "all three": TRAINED, "brackets, never trained": ("brackets",)}
 
@@ -59,6 +58,8 @@ def write_tables(untuned: dict[str, Any], tuned: Sequence[dict[str, Any]]) -> No
             cells = [_percent(wilson(before, n)), ", ".join(f"{share:.0%}" for share in after)]
             rows.append([name, str(n), *cells, _percent(wilson(statistics.fmean(after), n))])
         print(table([f"answers {measure}", "prompts", "untuned", "seeds", "tuned, mean"], rows))
+    guess = statistics.fmean(answer["guess"] for answer in untuned["answers"])
+    print(f"Guessing among the options would be right {guess:.1%} of the time.\n")
     rows = []
     for name, before in untuned["losses"].items():
         after = [model["losses"][name] for model in tuned]
@@ -89,6 +90,10 @@ def draw(untuned: dict[str, Any], tuned: Sequence[dict[str, Any]], target: Path)
             for row, each in zip(y, all_of, strict=True):
                 if len(each) > 1:
                     axis.plot(each, [row] * len(each), "|", markersize=8, color=colour, alpha=0.6)
+        if measure == "right in any form":
+            guess = statistics.fmean(answer["guess"] for answer in untuned["answers"])
+            axis.axvline(guess, color=INK, linewidth=1, linestyle=":")
+            axis.text(guess + 0.02, 0.02, "guessing", color=INK, fontsize=8, transform=axis.get_xaxis_transform())
         axis.set_xlim(-0.03, 1.03)
         axis.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
         axis.set_yticks(range(len(names)), names if axis is axes[0] else [])
