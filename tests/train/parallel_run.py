@@ -19,6 +19,7 @@ from phial.config import ModelConfig
 from phial.model.transformer import Transformer
 from phial.train.contrastive import Contrast
 from phial.train.loop import LoopConfig, train
+from phial.train.lora import LoraConfig, add_lora
 from phial.train.muon import Muon
 from phial.train.objective import IGNORED, Batch, NextToken
 from phial.train.parallel import torchrun_processes
@@ -85,14 +86,17 @@ def run(
     fails_on: int | None = None,
     delay: float = 0.0,
     contrast: bool = False,
+    lora: bool = False,
     **settings: Any,
 ) -> None:
     """Train in `folder` and write its model.pt; each process draws other weights, of which those of process 0 count.
 
-    contrast: on pairs of texts instead of next tokens.
+    contrast: on pairs of texts instead of next tokens. lora: adapters alone.
     """
     torch.manual_seed(processes.rank)
     model, config = Transformer(TINY), LoopConfig(**settings)
+    if lora:
+        add_lora(model, LoraConfig(rank=2), seed=processes.rank)
     data = UnevenPairs() if contrast else Uneven(fails_on, delay)
     objective = Contrast("last", negative_weight=0.2) if contrast else NextToken()
     train(model, data, objective, config, Path(folder), evaluate=measured, processes=processes, quiet=True)

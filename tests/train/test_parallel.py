@@ -126,6 +126,21 @@ def test_what_two_saved_one_goes_on_with(one: Path, two: Path, tmp_path: Path) -
     assert column(folder)[:5] == column(two)[:5]
 
 
+@pytest.mark.slow
+def test_adapters_learn_in_two_processes_as_in_one(tmp_path: Path) -> None:
+    """Frozen weights are cut over processes too; the whole model comes together with what was learnt."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    settings = {**TEN, "lora": True, "ema": 0.9, "optimizer": {"lr": 0.003}}
+    alone(folder=str(one), **settings)
+    launched(2, {"folder": str(two), **settings})
+    assert_same_losses(one, two, tolerance=1e-5)  # Adam makes much of A's first gradients, which are next to nothing
+    alike, other = (torch.load(folder / "model.pt") for folder in (one, two))
+    assert alike.keys() == other.keys() and any(".lora_A." in name for name in alike)
+    for name, weight in alike.items():
+        torch.testing.assert_close(other[name], weight, rtol=1e-3, atol=1e-3)
+        assert ".lora_B." not in name or weight.abs().max() > 0.005
+
+
 def test_an_environment_that_is_not_whole_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
