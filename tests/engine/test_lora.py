@@ -12,12 +12,13 @@ import pytest
 
 from phial.engine import native_backend
 from phial.engine import session as session_module
-from phial.engine.adapters import LoadedAdapter, read_adapter
+from phial.engine.adapters import LoadedAdapter
 from phial.engine.backend import Step, Want
 from phial.engine.engine import Engine
 from phial.engine.reference import ReferenceCache, ReferenceModel
 from phial.engine.sampling import SamplingParams
 from phial.errors import ArgumentError, PhialError
+from phial.gguf.adapter import read_adapter
 from phial.gguf.blocks import GGMLType
 from phial.gguf.container import read_gguf
 

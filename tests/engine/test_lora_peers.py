@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from phial.engine.adapters import read_adapter
 from phial.engine.engine import Engine
 from phial.engine.reference import ReferenceCache, ReferenceModel
+from phial.gguf.adapter import read_adapter
 from phial.gguf.container import read_gguf
 
 torch = pytest.importorskip("torch", reason="torch and transformers write the tiny models")

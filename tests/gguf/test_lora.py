@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from phial.config import ModelConfig
-from phial.engine.adapters import read_adapter
 from phial.engine.model_file import read_config
 from phial.errors import PhialError
+from phial.gguf.adapter import read_adapter
 from phial.gguf.blocks import GGMLType, quantize
 from phial.gguf.container import read_gguf, write_gguf
 

@@ -26,6 +26,9 @@ def convert(
             show_default="f16 for GGUF, f32 for a folder",
         ),
     ] = None,
+    lora: Annotated[
+        Path | None, typer.Option("--lora", metavar="PATH", help="Merge a LoRA adapter, a PEFT folder or GGUF file.")
+    ] = None,
 ) -> None:
     """Convert a Hugging Face folder to a GGUF file, or a GGUF file to a folder."""
     from phial import hub
@@ -34,11 +37,11 @@ def convert(
     if Path(source).is_dir():
         if target.is_dir():
             raise ArgumentError(f"{target} is a folder", f"name a file, as {target / 'model.gguf'}")
-        notes = conversion.hf_to_gguf(source, target, type or "f16", _Progress())
+        notes = conversion.hf_to_gguf(source, target, type or "f16", _Progress(), adapter=lora)
         for note in notes:
             console.note(f"note: {note}")
     else:
-        conversion.gguf_to_hf(hub.resolve(source), target, type or "f32", _Progress())
+        conversion.gguf_to_hf(hub.resolve(source), target, type or "f32", _Progress(), adapter=lora)
     console.note(f"wrote {target}")
 
 

@@ -11,15 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from os import PathLike
-from pathlib import Path
 
 import numpy as np
 
-from phial.config import ModelConfig
-from phial.errors import ArgumentError, FormatError, PhialError
-from phial.gguf.lora import Adapter, read_gguf_adapter
-from phial.gguf.lora_peft import read_peft_adapter
+from phial.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -83,14 +78,3 @@ def checked_scale(scale: float) -> float:
     if not math.isfinite(rounded):
         raise ArgumentError(f"the scale of an adapter is {scale!r}", "1 is as trained, 0 is off")
     return rounded
-
-
-def read_adapter(path: str | PathLike[str], config: ModelConfig) -> Adapter:
-    """A PEFT folder or a GGUF file. Raises FormatError as their readers do, PhialError where nothing is there."""
-    path = Path(path)
-    if not path.exists():
-        raise PhialError(f"there is no adapter {path}", "name a folder that PEFT saved or a GGUF adapter")
-    try:
-        return (read_peft_adapter if path.is_dir() else read_gguf_adapter)(path, config)
-    except FormatError as error:
-        raise FormatError(f"adapter {path}: {error.message}", error.hint) from error

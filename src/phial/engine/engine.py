@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from phial.config import ModelConfig
 from phial.engine import native_backend
-from phial.engine.adapters import LoadedAdapter, Mix, Wanted, mix, read_adapter
+from phial.engine.adapters import LoadedAdapter, Mix, Wanted, mix
 from phial.engine.backend import Backend, Step, Want
 from phial.engine.cache import PagePool, check_cache_type
 from phial.engine.disk_cache import DISK_BYTES, DiskCache
@@ -32,6 +32,7 @@ from phial.engine.session import Session
 from phial.engine.speculation import PassCosts
 from phial.engine.state import Identity
 from phial.errors import ArgumentError, PhialError
+from phial.gguf.adapter import read_adapter
 from phial.gguf.container import GGUFFile, read_gguf
 from phial.threads import checked_threads
 

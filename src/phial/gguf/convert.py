@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from phial.config import ROPE_TENSORS, ModelConfig
 from phial.errors import ArgumentError, FormatError
+from phial.gguf.adapter import Merge
 from phial.gguf.blocks import quantize
 from phial.gguf.container import GGUFFile, read_gguf
 from phial.gguf.formats import BLOCK_SIZES, GGMLType
@@ -53,20 +54,27 @@ def _silent(name: str, done: int, total: int) -> None:
 
 
 def hf_to_gguf(
-    folder: str | os.PathLike[str], path: str | os.PathLike[str], type: str = "f16", progress: Progress = _silent
+    folder: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    type: str = "f16",
+    progress: Progress = _silent,
+    *,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> list[str]:
     """Convert a Phi-3, Llama or Qwen2 folder; returns notes on what GGUF cannot say. Vectors stay F32.
 
     Args:
         type: of the matrices: f32, f16, bf16 or q8_0.
+        adapter: LoRA, a PEFT folder or a GGUF file, that is added to the weights.
 
     Raises:
-        ArgumentError: another type, or values that do not fit it.
+        ArgumentError: another type, or values that do not fit it; an adapter that cannot be merged.
         FormatError: a missing or damaged file, a wrong shape, NaN, or a model that GGUF or phial does not know.
         PhialError: the file cannot be written.
     """
     kind = _choose(type, GGUF_TYPES)
     model = read_model(Path(folder))
+    merge = Merge(adapter, model.config)
     metadata = model.metadata | {"general.file_type": _FILE_TYPES[type]}
     if kind in BLOCK_SIZES and BLOCK_SIZES[kind][0] > 1:
         metadata["general.quantization_version"] = 2
@@ -76,7 +84,7 @@ def hf_to_gguf(
         chosen = kind if len(source.shape) == 2 else GGMLType.F32
         _check_columns(source, chosen)
         start = partial(progress, source.name, done, len(sources))
-        tensors.append((name, source.shape, chosen, _encoded(name, model.config, source, chosen, start)))
+        tensors.append((name, source.shape, chosen, _encoded(name, model.config, source, chosen, merge, start)))
     write_gguf(Path(path), metadata, tensors)
     progress("", len(sources), len(sources))
     return model.notes
@@ -120,11 +128,13 @@ def gguf_to_hf(
     progress: Progress = _silent,
     *,
     shard_bytes: int = SHARD_BYTES,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Write a GGUF file as a Hugging Face folder, every weight as `type` (f32, f16 or bf16).
+    """Write a GGUF file as a Hugging Face folder, every weight as `type` (f32, f16 or bf16), an adapter added to them.
 
     Raises:
-        ArgumentError: another type, values that do not fit it, a folder that exists and is not empty.
+        ArgumentError: another type, values that do not fit it, an adapter that cannot be merged, a folder that
+            exists and is not empty.
         FormatError: the file is damaged or its model has no Hugging Face counterpart.
         PhialError: the folder cannot be written.
     """
@@ -132,8 +142,9 @@ def gguf_to_hf(
     dtype = _choose(type, HF_TYPES)
     with new_folder(folder) as unfinished, read_gguf(path) as file:
         config = model_config(file)
+        merge = Merge(adapter, config)
         write_without_weights(unfinished, file, dtype)
-        write_folder(unfinished, list(_decoded(file, config, type, progress)), shard_bytes=shard_bytes)
+        write_folder(unfinished, list(_decoded(file, config, type, merge, progress)), shard_bytes=shard_bytes)
     progress("", len(file.tensors), len(file.tensors))
 
 
@@ -158,7 +169,7 @@ def write_without_weights(folder: Path, file: GGUFFile, dtype: str = "float32") 
 def dequantized_weights(file: GGUFFile, config: ModelConfig) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """The weights by their Hugging Face names, rows in that order, one at a time. FormatError for NaN or infinity."""
     for name in config.tensor_shapes():
-        yield hf_name(name, config.architecture), _hf_values(file, config, name)
+        yield hf_name(name, config.architecture), _hf_values(file, config, name, Merge(None, config))
         file.release(name)
 
 
@@ -183,36 +194,40 @@ def _check_columns(source: StoredTensor, kind: GGMLType) -> None:
         raise ArgumentError(message, "convert to f16")
 
 
-def _encoded(name: str, config: ModelConfig, source: StoredTensor, kind: GGMLType, start: Callable[[], None]) -> Chunks:
+def _encoded(
+    name: str, config: ModelConfig, source: StoredTensor, kind: GGMLType, merge: Merge, start: Callable[[], None]
+) -> Chunks:
     """A stored tensor as bytes of a GGUF type. FormatError for NaN and infinity, ArgumentError for overflow."""
     start()
     rows = to_gguf_rows(name, config, source.raw)
     for part in row_passes(rows.shape):
-        values = source.floats(rows[part])
+        values = merge(name, part, source.floats(rows[part]))
         if not np.isfinite(values).all():
             raise FormatError(f"tensor {source.name} holds NaN or infinity", "the checkpoint is damaged")
         yield _quantized(source.name, values, kind)
     source.release()
 
 
-def _decoded(file: GGUFFile, config: ModelConfig, type: str, progress: Progress) -> Iterator[NewTensor]:
+def _decoded(file: GGUFFile, config: ModelConfig, type: str, merge: Merge, progress: Progress) -> Iterator[NewTensor]:
     shapes = config.tensor_shapes()
     for done, (name, shape) in enumerate(shapes.items()):
         theirs = hf_name(name, config.architecture)
         start = partial(progress, theirs, done, len(shapes))
-        yield theirs, type.upper(), shape, _dequantized(file, config, name, GGUF_TYPES[type], start)
+        yield theirs, type.upper(), shape, _dequantized(file, config, name, GGUF_TYPES[type], merge, start)
 
 
-def _dequantized(file: GGUFFile, config: ModelConfig, name: str, kind: GGMLType, start: Callable[[], None]) -> Chunks:
+def _dequantized(
+    file: GGUFFile, config: ModelConfig, name: str, kind: GGMLType, merge: Merge, start: Callable[[], None]
+) -> Chunks:
     start()
-    values = _hf_values(file, config, name)
+    values = _hf_values(file, config, name, merge)
     for part in row_passes(values.shape):
         yield _quantized(name, values[part], kind)
     file.release(name)
 
 
-def _hf_values(file: GGUFFile, config: ModelConfig, name: str) -> NDArray[np.float32]:
-    values = to_hf_rows(name, config, file.dequantized(name))
+def _hf_values(file: GGUFFile, config: ModelConfig, name: str, merge: Merge) -> NDArray[np.float32]:
+    values = to_hf_rows(name, config, merge(name, slice(None), file.dequantized(name)))
     if not np.isfinite(values).all():
         raise FormatError(f"tensor {name} holds NaN or infinity", "the file is damaged")
     return values
