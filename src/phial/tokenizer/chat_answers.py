@@ -25,11 +25,13 @@ class Answers(NamedTuple):
         ids: as ChatTemplate.encode() gives them, without a prompt for another answer.
         answered: for each, whether it is the assistant's: its words and the token that ends them.
         joined: answers whose first characters share a token with the prompt, so that it differs from the engine's.
+        last: the index of the last answer's first token; beyond the ids where there is no answer.
     """
 
     ids: list[int]
     answered: list[bool]
     joined: int
+    last: int
 
 
 def encode_answers(
@@ -63,7 +65,7 @@ def encode_answers(
     ids, places = tokenizer.encode_places(segments, add_bos=add_bos)
     if tokenizer.bos_id is not None and ids[:2] == [tokenizer.bos_id] * 2:
         raise PhialError("the chat template begins with two BOS tokens", "remove one of them from the template")
-    answered, joined = [False] * len(ids), 0
+    answered, joined, first = [False] * len(ids), 0, len(ids)
     for number, message in enumerate(talk):
         if message["role"] == "assistant":
             start = _start(template, whole, number, when)
@@ -71,7 +73,7 @@ def encode_answers(
             last = _end(whole, number, start, ids, places, tokenizer)
             answered[first : last + 1] = [True] * (last + 1 - first)
             joined += _is_joined(whole.text, start, first, ids, places, tokenizer)
-    return Answers(ids, answered, joined)
+    return Answers(ids, answered, joined, first)
 
 
 def _start(template: ChatTemplate, whole: Rendering, number: int, now: datetime) -> int:

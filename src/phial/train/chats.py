@@ -63,14 +63,15 @@ def _messages(value: Mapping[str, Any]) -> Any:
     if refused := [key for key in _REFUSED[found[0]] if value.get(key)]:
         raise PhialError(f"a row has {refused[0]}", "it would not be learnt; write it into the messages, or remove it")
     if found == ["messages"]:
-        return _plain(value["messages"], "message", "role", "content")
+        return plain_turns(value["messages"], "message", "role", "content")
     return _share_gpt(value) if found == ["conversations"] else _alpaca(value)
 
 
-def _plain(turns: Any, what: str, *names: str) -> Any:
+def plain_turns(turns: Any, what: str, *names: str) -> Any:
     """Turns without their empty fields, with which parquet fills its columns; an error for other fields than these.
 
-    A weight or a tool call would change what is learnt.
+    Args:
+        names: fields that are read. A weight or a tool call would change what is learnt.
     """
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
         return turns
@@ -82,7 +83,7 @@ def _plain(turns: Any, what: str, *names: str) -> Any:
 
 
 def _share_gpt(value: Mapping[str, Any]) -> list[Message]:
-    turns = _plain(value["conversations"], "turn", "from", "value")
+    turns = plain_turns(value["conversations"], "turn", "from", "value")
     if not isinstance(turns, list):
         raise PhialError(f"conversations is {type(turns).__name__}", f"a chat is one of {_SHAPES}")
     messages: list[Message] = []
