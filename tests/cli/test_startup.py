@@ -42,6 +42,7 @@ COMMANDS = [
     "train pretrain",
     "train longrope",
     "train sft",
+    "train dpo",
 ]
 HEAVY = [
     "numpy", "rich", "huggingface_hub", "prompt_toolkit", "jinja2", "tokenizers", "sentencepiece", "torch",

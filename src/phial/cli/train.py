@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import typer
 
-from phial.cli import options, train_longrope, train_pretrain, train_sft
+from phial.cli import options, train_dpo, train_longrope, train_pretrain, train_sft
 
 train = typer.Typer(
     name="train",
-    help="Train models: from token shards, on chats, for a longer context.",
+    help="Train models: from token shards, on chats, on preferences, for a longer context.",
     epilog="Example: phial train pretrain pretrain.toml --output runs/model",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -24,8 +24,9 @@ train.command(epilog="Example: phial train longrope model/ -t 32768 --texts book
     train_longrope.longrope
 )
 train.command(epilog="Example: phial train sft smollm2-135m chats.jsonl -o runs/sft")(train_sft.sft)
+train.command(epilog="Example: phial train dpo runs/sft pairs.jsonl -o runs/dpo")(train_dpo.dpo)
 
 
 @train.callback()
 def group(helped: options.Help = False) -> None:
-    """Train models: from token shards, on chats, for a longer context."""
+    """Train models: from token shards, on chats, on preferences, for a longer context."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 
 from phial.cli import console, options
 from phial.cli.extras import require
-from phial.cli.tuned import say_made
+from phial.cli.tuned import say_made, write_learnt
 from phial.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -60,7 +59,9 @@ def sft(
     elif output is None:
         raise ArgumentError("there is no folder for the run", "name a new one with --output, or look with --show-masks")
     seed = settings.loop.seed
-    start = open_start(_path(model), template=settings.template, weights=not show_masks, lora=settings.lora, seed=seed)
+    start = open_start(
+        model_path(model), template=settings.template, weights=not show_masks, lora=settings.lora, seed=seed
+    )
     for text in start.notes:
         console.note(f"note: {text}")
     if output is None:
@@ -85,7 +86,8 @@ def _settings(config: Path | None, template: str | None) -> SftConfig:
     return settings if template is None else settings.model_copy(update={"template": template})
 
 
-def _path(model: str) -> Path:
+def model_path(model: str) -> Path:
+    """A folder as it is named, or the file of a model."""
     from phial.cli import loading
 
     return Path(model) if Path(model).is_dir() else loading.model_file(model)
@@ -134,34 +136,11 @@ def _preview(start: Start, data: list[Path], settings: SftConfig, as_json: bool)
     shown = []
     for chat in itertools.islice(read_chats(data), _SHOWN):
         found = encode_chat(chat, start, settings)
-        parts = list(_parts(found.ids, found.answered, start))
         shown.append({"where": chat.where, "ids": found.ids, "answered": found.answered})
         if not as_json:
             console.note(f"{chat.where}: {len(found.ids)} tokens, {sum(found.answered)} with loss")
-            _print(parts)
+            write_learnt(found.ids, found.answered, start.tokenizer)
     encoded = encode_chats(read_chats(data), start, settings)
     if as_json:
         console.write_json({"chats": shown, "data": encoded.report()})
     say(encoded, "all", sequence_of(settings, start), console.note)
-
-
-def _parts(ids: list[int], answered: list[bool], start: Start) -> Iterator[tuple[str, bool]]:
-    """Runs of tokens as text, with whether they are learnt."""
-    for learnt, run in itertools.groupby(zip(ids, answered, strict=True), key=lambda pair: pair[1]):
-        yield b"".join(start.tokenizer.token_bytes(i) for i, _ in run).decode("utf-8", "replace"), learnt
-
-
-def _print(parts: list[tuple[str, bool]]) -> None:
-    """What is learnt in green on a terminal with colours, else in brackets ⟦ ⟧."""
-    from rich.console import Console
-    from rich.text import Text
-
-    out = Console(highlight=False, soft_wrap=True)
-    coloured = out.is_terminal and out.color_system is not None and not out.no_color
-    if not coloured:
-        console.write("".join(f"⟦{text}⟧" if learnt else text for text, learnt in parts).rstrip("\n") + "\n\n")
-        return
-    shown = Text()
-    for text, learnt in parts:
-        shown.append(console.printable(text), style="bold green" if learnt else "dim")
-    out.print(shown, end="\n\n")

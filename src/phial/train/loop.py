@@ -38,6 +38,7 @@ from phial.train.record import frozen_digest, locked, open_record
 from phial.train.state import Average, TrainState
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
+Watch = Callable[[Row], None]
 
 
 class LoopConfig(BaseModel):
@@ -74,6 +75,7 @@ def train(
     about: Mapping[str, Any] | None = None,
     quiet: bool = False,
     start: Path | None = None,
+    watch: Watch | None = None,
 ) -> Row:
     """Train a model in place, from the newest checkpoint in the folder if there is one; the last row of the metrics.
 
@@ -88,6 +90,7 @@ def train(
         about: what else the run depends on, for the manifest: a run goes on only with the same.
         quiet: nothing on stderr, no picture.
         start: a checkpoint of another run, of which this one is to be a branch; taken where the folder has none.
+        watch: is given the row of each step, the same in every process; a PhialError of its ends the run, saved.
 
     Raises PhialError where the loss or the gradient is no number, a step has no targets, the folder holds another run
     or no whole checkpoint; KeyboardInterrupt after Ctrl-C or SIGTERM, once the state is saved.
@@ -111,7 +114,7 @@ def train(
         stack.enter_context(prepared_layers(model, recompute=config.recompute, compile=config.compile))
         rank, world = processes.rank, processes.world
         steps = read_ahead(data, range(state.step, config.steps), workers=workers, rank=rank, world=world)
-        _go(state, stack.enter_context(closing(steps)), objective, config, evaluate, log, checkpoints, interrupt)
+        _go(state, stack.enter_context(closing(steps)), objective, config, evaluate, log, checkpoints, interrupt, watch)
     if any(processes.sums([bool(interrupt.asked)])):
         raise KeyboardInterrupt(f"stopped by {interrupt.asked or 'another process'}; the run is complete")
     if state.average:
@@ -128,6 +131,7 @@ def _go(
     log: Log,
     checkpoints: Checkpoints,
     interrupt: Interrupt,
+    watch: Watch | None,
 ) -> None:
     """Every step there is."""
     processes = log.processes
@@ -142,6 +146,12 @@ def _go(
             with state.evaluated(), autocast(state.model, config):
                 row |= evaluate(state.model)
         log.add(row, pieces)
+        if watch is not None:
+            try:
+                watch(row)
+            except PhialError:
+                _save(state, checkpoints, processes)
+                raise
         if _due(config.checkpoint_every, state.step, config.steps):
             _save(state, checkpoints, processes)
         started = time.perf_counter()

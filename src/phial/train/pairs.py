@@ -57,13 +57,13 @@ def read_pairs(paths: Iterable[Path]) -> Iterator[Pair]:
 def pair_of(row: Row) -> Pair:
     """The pair of a row, its messages checked; each side ends with an answer. Raises PhialError as read_pairs()."""
     try:
-        sides = [checked_messages(_conversation(row.value, side)) for side in _SIDES]
-        for name, messages in zip(_SIDES, sides, strict=True):
+        sides = {side: checked_messages(_conversation(row.value, side)) for side in _SIDES}
+        for side, messages in sides.items():
             if messages[-1]["role"] != "assistant":
-                raise PhialError(f"{name} ends with the {messages[-1]['role']}", "its last message is the answer")
+                raise PhialError(f"{side} ends with the {messages[-1]['role']}", "its last message is the answer")
     except PhialError as error:
         raise PhialError(f"{row.where}: {error.message}", error.hint) from error
-    return Pair(*sides, row.where)
+    return Pair(**sides, where=row.where)
 
 
 def _conversation(value: Mapping[str, Any], side: str) -> Any:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -81,8 +81,13 @@ def frozen_digest(model: nn.Module) -> str | None:
     held: list[tuple[str, Tensor]] = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
     if not held:
         return None
+    return weights_digest([*held, *model.named_buffers()])
+
+
+def weights_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 of tensors with their names, types and shapes."""
     digest = hashlib.sha256()
-    for name, tensor in [*held, *model.named_buffers()]:
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
