@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,21 +18,15 @@ from typing import Any
 from align_sft import TRAINED
 from recipe_report import INK, PAIR, axes_of, interval, shown, table
 
+from phial.eval.proportions import Share, wilson
+
 Answer = dict[str, Any]
-Share = tuple[float, float, float]  # with both ends of its interval
 MEASURES: dict[str, Callable[[Answer], bool]] = {
     "in the form asked for": lambda answer: answer["kept"],
     "right and in the form": lambda answer: answer["right"],
     "right in any form": lambda answer: answer["meant"],
 }
 GROUPS = {**{form: (form,) for form in TRAINED}, "all three": TRAINED, "brackets, never trained": ("brackets",)}
-
-
-def wilson(share: float, n: int, z: float = 1.96) -> Share:
-    """A share of n with its 95 % interval (Wilson, 1927)."""
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return share, max(0.0, middle - half), min(1.0, middle + half)
 
 
 def shares(models: Sequence[dict[str, Any]], measure: str, forms: Sequence[str]) -> list[float]:
@@ -55,8 +48,8 @@ def write_tables(untuned: dict[str, Any], tuned: Sequence[dict[str, Any]]) -> No
                 shares([untuned], measure, forms),
                 shares(tuned, measure, forms),
             )
-            cells = [_percent(wilson(before, n)), ", ".join(f"{share:.0%}" for share in after)]
-            rows.append([name, str(n), *cells, _percent(wilson(statistics.fmean(after), n))])
+            cells = [_percent(wilson(before * n, n)), ", ".join(f"{share:.0%}" for share in after)]
+            rows.append([name, str(n), *cells, _percent(wilson(statistics.fmean(after) * n, n))])
         print(table([f"answers {measure}", "prompts", "untuned", "seeds", "tuned, mean"], rows))
     guess = statistics.fmean(answer["guess"] for answer in untuned["answers"])
     print(f"Guessing among the options would be right {guess:.1%} of the time.\n")
@@ -68,7 +61,7 @@ def write_tables(untuned: dict[str, Any], tuned: Sequence[dict[str, Any]]) -> No
 
 
 def _percent(share: Share) -> str:
-    return f"{share[0]:.0%} ({share[1]:.0%} to {share[2]:.0%})"
+    return f"{share.value:.0%} ({share.low:.0%} to {share.high:.0%})"
 
 
 def draw(untuned: dict[str, Any], tuned: Sequence[dict[str, Any]], target: Path) -> None:
@@ -80,12 +73,10 @@ def draw(untuned: dict[str, Any], tuned: Sequence[dict[str, Any]], target: Path)
         for place, (label, models) in enumerate((("untuned", [untuned]), ("tuned", tuned))):
             y = [row + 0.3 * (place - 0.5) for row in range(len(names))]
             all_of = [shares(models, measure, GROUPS[name]) for name in names]
-            means = [
-                wilson(statistics.fmean(each), count(untuned, GROUPS[name]))
-                for name, each in zip(names, all_of, strict=True)
-            ]
-            reach = [[mean - low for mean, low, _ in means], [high - mean for mean, _, high in means]]
-            x, colour = [mean for mean, _, _ in means], PAIR[1 - place]
+            counts = [count(untuned, GROUPS[name]) for name in names]
+            means = [wilson(statistics.fmean(each) * n, n) for each, n in zip(all_of, counts, strict=True)]
+            x, colour = [mean.value for mean in means], PAIR[1 - place]
+            reach = [[mean.value - mean.low for mean in means], [mean.high - mean.value for mean in means]]
             axis.errorbar(x, y, xerr=reach, fmt="o", markersize=5, capsize=2.5, color=colour, label=label)
             for row, each in zip(y, all_of, strict=True):
                 if len(each) > 1:
