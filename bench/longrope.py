@@ -32,15 +32,15 @@ from phial.manifest import write_json
 from phial.model.checkpoint import load, save
 from phial.model.transformer import Transformer
 from phial.tokenizer.tokenizer import Tokenizer
-from phial.train.longrope import LongropeConfig, extend
-from phial.train.longrope_measure import found_share, mean_loss, measure, needle_batches, text_batches
-from phial.train.longrope_model import as_phi3, longrope_config, set_config
-from phial.train.longrope_needles import NEEDLE, QUESTION, Encode, plant, random_key
-from phial.train.longrope_pictures import draw_factors, draw_lengths
-from phial.train.longrope_search import SearchConfig
-from phial.train.longrope_seeds import seed_factors, yarn_attn_factor
-from phial.train.longrope_texts import Texts, pieces, split_windows
-from phial.train.longrope_tuning import MixedWindows, TuneConfig
+from phial.train.longrope.extend import LongropeConfig, extend
+from phial.train.longrope.measure import found_share, mean_loss, measure, needle_batches, text_batches
+from phial.train.longrope.model import as_phi3, longrope_config, set_config
+from phial.train.longrope.needles import NEEDLE, QUESTION, Encode, plant, random_key
+from phial.train.longrope.pictures import draw_factors, draw_lengths
+from phial.train.longrope.search import SearchConfig
+from phial.train.longrope.seeds import seed_factors, yarn_attn_factor
+from phial.train.longrope.texts import Texts, pieces, split_windows
+from phial.train.longrope.tuning import MixedWindows, TuneConfig
 from phial.train.loop import LoopConfig, train
 from phial.train.objective import IGNORED, Batch, NextToken
 from phial.train.optim import OptimizerConfig, ScheduleConfig

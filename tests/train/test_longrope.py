@@ -20,13 +20,13 @@ from phial.engine.engine import Engine
 from phial.errors import ArgumentError, PhialError
 from phial.gguf.convert import hf_to_gguf
 from phial.model.checkpoint import load
-from phial.train.longrope import LongropeConfig, Result, extend
-from phial.train.longrope_measure import found_share, mean_loss, measure, needle_batches, report_lengths, text_batches
-from phial.train.longrope_model import as_phi3, longrope_config
-from phial.train.longrope_needles import IGNORED, QUESTION, least_length, needle_rows, plant
-from phial.train.longrope_search import SearchConfig
-from phial.train.longrope_texts import pieces, split_windows
-from phial.train.longrope_tuning import MixedWindows, TuneConfig
+from phial.train.longrope.extend import LongropeConfig, Result, extend
+from phial.train.longrope.measure import found_share, mean_loss, measure, needle_batches, report_lengths, text_batches
+from phial.train.longrope.model import as_phi3, longrope_config
+from phial.train.longrope.needles import IGNORED, QUESTION, least_length, needle_rows, plant
+from phial.train.longrope.search import SearchConfig
+from phial.train.longrope.texts import pieces, split_windows
+from phial.train.longrope.tuning import MixedWindows, TuneConfig
 from phial.train.loop import LoopConfig
 
 QUICK = LongropeConfig(
@@ -242,8 +242,8 @@ def test_a_finished_run_is_read_and_a_killed_one_ends_as_if_it_had_not_been(
     (again / "2-search-1024" / "scores.jsonl").write_text("".join(scores[:4]))
     shutil.rmtree(again / "2-tune-1024")
     assert replace(extended(llama, documents, again, TUNED), folder=result.folder) == result
-    monkeypatch.setattr("phial.train.longrope.search", None)
-    monkeypatch.setattr("phial.train.longrope.train", None)
+    monkeypatch.setattr("phial.train.longrope.extend.search", None)
+    monkeypatch.setattr("phial.train.longrope.extend.train", None)
     assert extended(llama, documents, folder, TUNED) == result  # from its files alone
 
 

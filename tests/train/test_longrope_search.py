@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from phial.errors import ArgumentError, PhialError
-from phial.train.longrope_search import Found, SearchConfig, search
-from phial.train.longrope_seeds import Factors
+from phial.train.longrope.search import Found, SearchConfig, search
+from phial.train.longrope.seeds import Factors
 
 STRETCH = 8.0
 PAIRS = 12

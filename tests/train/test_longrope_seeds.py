@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from phial.config import ModelConfig
-from phial.train.longrope_seeds import WAYS, Factors, seed_factors, yarn_attn_factor
+from phial.train.longrope.seeds import WAYS, Factors, seed_factors, yarn_attn_factor
 
 SHAPES = [(10000.0, 96, 4096, 131072), (500000.0, 128, 8192, 32768), (100.0, 32, 128, 1024), (1e4, 8, 64, 65)]
 

@@ -12,7 +12,7 @@ from phial.cli.extras import require
 from phial.cli.progress import progress
 
 if TYPE_CHECKING:
-    from phial.train.longrope import LongropeConfig
+    from phial.train.longrope.extend import LongropeConfig
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Hugging Face folder of a phi3 or llama model.")]
 Target = Annotated[int, typer.Option("--target", "-t", metavar="N", help="Tokens of the new context.")]
@@ -47,7 +47,7 @@ def longrope(
     from phial.config_file import read_config
     from phial.data.vocabulary import texts_of
     from phial.recipe.extension import run_extension
-    from phial.train.longrope import LongropeConfig
+    from phial.train.longrope.extend import LongropeConfig
 
     settings = LongropeConfig() if config is None else read_config(config, LongropeConfig)
     with console.resumable(output):

@@ -10,8 +10,8 @@ from phial.errors import PhialError
 from phial.gguf.convert import hf_to_gguf
 from phial.gguf.open_tokenizer import open_tokenizer
 from phial.manifest import write_json
-from phial.train.longrope import LongropeConfig, Result, Show, extend
-from phial.train.longrope_pictures import draw_factors, draw_lengths
+from phial.train.longrope.extend import LongropeConfig, Result, Show, extend
+from phial.train.longrope.pictures import draw_factors, draw_lengths
 
 GGUF = "model.gguf"
 

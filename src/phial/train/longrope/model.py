@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from phial.config import ModelConfig, longrope_attn_factor
 from phial.errors import PhialError
 from phial.model.transformer import Transformer
-from phial.train.longrope_seeds import Factors
+from phial.train.longrope.seeds import Factors
 
 
 def as_phi3(model: nn.Module) -> Transformer:

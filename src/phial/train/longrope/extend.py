@@ -32,19 +32,19 @@ from phial.hf.folder import CONFIG
 from phial.manifest import sha256_of, write_json
 from phial.model.checkpoint import load, save
 from phial.model.transformer import Transformer
-from phial.train.longrope_measure import (
+from phial.train.longrope.measure import (
     FactorLoss,
     measure,
     needle_batches,
     report_lengths,
     text_batches,
 )
-from phial.train.longrope_model import as_phi3, longrope_config, set_config
-from phial.train.longrope_needles import Encode
-from phial.train.longrope_search import SearchConfig, search
-from phial.train.longrope_seeds import Factors, seed_factors, yarn_attn_factor
-from phial.train.longrope_texts import Texts, pieces, split_windows
-from phial.train.longrope_tuning import MixedWindows, TuneConfig
+from phial.train.longrope.model import as_phi3, longrope_config, set_config
+from phial.train.longrope.needles import Encode
+from phial.train.longrope.search import SearchConfig, search
+from phial.train.longrope.seeds import Factors, seed_factors, yarn_attn_factor
+from phial.train.longrope.texts import Texts, pieces, split_windows
+from phial.train.longrope.tuning import MixedWindows, TuneConfig
 from phial.train.loop import train
 from phial.train.objective import NextToken
 

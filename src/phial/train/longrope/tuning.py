@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from phial.train.longrope_needles import Encode, plant, random_key
-from phial.train.longrope_texts import Windows
+from phial.train.longrope.needles import Encode, plant, random_key
+from phial.train.longrope.texts import Windows
 from phial.train.loop import LoopConfig
 from phial.train.objective import Batch
 from phial.train.optim import OptimizerConfig, ScheduleConfig

@@ -12,10 +12,10 @@ from torch.nn import functional
 from phial.config import ModelConfig
 from phial.model.transformer import Transformer
 from phial.train.held_out import perplexity, summed_loss
-from phial.train.longrope_model import longrope_config, set_config
-from phial.train.longrope_needles import Encode, least_length, needle_rows
-from phial.train.longrope_seeds import Factors
-from phial.train.longrope_texts import Windows, pieces
+from phial.train.longrope.model import longrope_config, set_config
+from phial.train.longrope.needles import Encode, least_length, needle_rows
+from phial.train.longrope.seeds import Factors
+from phial.train.longrope.texts import Windows, pieces
 from phial.train.objective import IGNORED, Batch
 
 TOKENS_AT_ONCE = 4096

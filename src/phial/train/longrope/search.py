@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from phial.errors import ArgumentError, PhialError
-from phial.train.longrope_seeds import Factors
+from phial.train.longrope.seeds import Factors
 
 GRID = 100  # steps to 1
 Vector = tuple[int, ...]  # factors in steps of the grid

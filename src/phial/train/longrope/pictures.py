@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phial.train.longrope_seeds import Factors
+from phial.train.longrope.seeds import Factors
 
 COLOURS = {"none": "#999999", "pi": "#4878a8", "ntk": "#6aa84f", "yarn": "#e69138", "found": "#cc0000"}
 NAMES = {"none": "unchanged", "pi": "PI", "ntk": "NTK", "yarn": "YaRN", "found": "found"}
