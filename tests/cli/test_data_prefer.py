@@ -14,6 +14,7 @@ NAMED = WRITTEN + 'name = "Phial"\nmaker = "us"\nprompts = 4\n'
 
 def test_templates_give_pairs_and_chats_that_training_reads(phial: Phial, tmp_path: Path) -> None:
     from phial.train.chats import read_chats
+    from phial.train.pairs import read_pairs
 
     (tmp_path / "prefer.toml").write_text(NAMED)
     ended = phial("data", "prefer", "prefer.toml", "-o", "out", "--json")
@@ -21,9 +22,20 @@ def test_templates_give_pairs_and_chats_that_training_reads(phial: Phial, tmp_pa
     report = json.loads(ended.out)
     assert report == json.loads((tmp_path / "out/report.json").read_text())
     assert (report["pairs"], report["chats"], report["model"]) == (7, 7, None)
-    chats = [chat.messages for chat in read_chats([tmp_path / "out/chats.jsonl"])]
-    pairs = [json.loads(line) for line in (tmp_path / "out/pairs.jsonl").read_text().splitlines()]
-    assert chats == [[*pair["prompt"], *pair["chosen"]] for pair in pairs]
+    pairs = list(read_pairs([tmp_path / "out/pairs.jsonl"]))
+    assert len(pairs) == 7
+    assert not [pair.fault for pair in pairs if pair.fault]
+    assert [c.messages for c in read_chats([tmp_path / "out/chats.jsonl"])] == [pair.chosen for pair in pairs]
+
+    (tmp_path / "again.toml").write_text('pairs = ["out/pairs.jsonl", "more.jsonl"]\n')
+    more = ['{"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}']
+    more += ['{"chosen": "\\n\\nHuman: Hi\\n\\nAssistant: Yes?", "rejected": "\\n\\nHuman: Hi\\n\\nAssistant: No."}']
+    (tmp_path / "more.jsonl").write_text("\n".join([*more, more[0]]) + "\n")
+    again = phial("data", "prefer", "again.toml", "-o", "again")
+    assert again.out.splitlines()[1].split() == ["file", "10", "0", "9", "duplicate", "1"]
+    pairs += read_pairs([tmp_path / "more.jsonl"])
+    both = [(pair.chosen, pair.rejected) for pair in read_pairs([tmp_path / "again/pairs.jsonl"])]
+    assert both == [(pair.chosen, pair.rejected) for pair in pairs[:9]]
 
 
 def test_a_model_that_answers_noise_gives_no_pairs_and_every_prompt_is_counted(
@@ -51,12 +63,16 @@ def test_a_model_that_answers_noise_gives_no_pairs_and_every_prompt_is_counted(
         (WRITTEN + "prompts = 3\n", (), "identity.name"),
         (NAMED, ("--samples", "2", "--workers", "2"), "--workers 2 with a model on this machine"),
         ("[prefer.formats]\nnumber_words = 2000\n", (), "2000 prompts of the kind number_words"),
+        ('pairs = ["bad.jsonl"]\n', (), "the conversations differ"),
     ],
 )
 def test_a_mistake_is_told_before_a_model_is_looked_for(
     phial: Phial, text: str, options: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "prefer.toml").write_text(text)
+    bad = {"chosen": [{"role": "user", "content": "a"}], "rejected": [{"role": "user", "content": "b"}]}
+    bad = {side: [*said, {"role": "assistant", "content": "c"}] for side, said in bad.items()}
+    (tmp_path / "bad.jsonl").write_text(json.dumps(bad) + "\n")
     ended = phial("data", "prefer", "prefer.toml", "-o", "out", "-m", "no-such-model.gguf", *options)
     assert (ended.status, ended.out) == (2, "")
     assert message in ended.err

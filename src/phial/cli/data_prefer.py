@@ -83,9 +83,22 @@ def _rows(paths: Sequence[Path]) -> list[Prompt]:
 
 
 def _pairs(paths: Sequence[Path]) -> list[Pair]:
-    if paths:
-        raise ArgumentError(f"pairs = {paths[0]}", "pairs from files are not read yet")
-    return []
+    if not paths:
+        return []
+    from phial.data.preference_prompts import Pair
+    from phial.train.pairs import read_pairs
+
+    found = []
+    for one in read_pairs(paths):
+        if one.chosen[:-1] != one.rejected[:-1] or not one.chosen[:-1]:
+            raise ArgumentError(f"{one.where}: {one.fault}", "a pair is two answers to one conversation")
+        about = {"kind": "file", "source": one.where}
+        found.append(Pair(*(_plain(part) for part in (one.chosen[:-1], one.chosen[-1:], one.rejected[-1:])), about))
+    return found
+
+
+def _plain(messages: Sequence[Any]) -> list[dict[str, str]]:
+    return [{"role": message["role"], "content": message["content"] or ""} for message in messages]
 
 
 def _run(
