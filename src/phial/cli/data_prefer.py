@@ -69,7 +69,8 @@ def _settings(path: Path, above: dict[str, Any]) -> PreferConfig:
     for name in ("prompts", "pairs"):
         if isinstance(table.get(name), list):
             table[name] = [path.parent / str(file) for file in table[name]]
-    for benchmark in table.get("benchmarks", ()):
+    listed = table.get("benchmarks")
+    for benchmark in listed if isinstance(listed, list) else ():
         if isinstance(benchmark, dict) and isinstance(benchmark.get("files"), list):
             benchmark["files"] = [str(path.parent / str(file)) for file in benchmark["files"]]
     return checked(PreferConfig, table | above, str(path))

@@ -135,7 +135,7 @@ class Gate:
     def pair(self, pair: Pair) -> str:
         """Why a pair does not pass, or ""; its sides must differ, and it must not be a known one turned round."""
         sides = [_said(side) for side in (pair.chosen, pair.rejected)]
-        if not all(side.strip() for side in sides):
+        if not sides[0].strip():
             return "empty_answer"
         if sides[0] == sides[1]:
             return "same_answers"
