@@ -91,7 +91,7 @@ def run_exercise(
     if not allow_weak and (missing := DOORS - closable_doors()):
         raise PhialError(
             f"Python exercises cannot be executed safely here: no isolation of {', '.join(sorted(missing))}",
-            "allow user namespaces, leave out what executes them, or accept the risk: --weak-sandbox, weak_sandbox = true",
+            "allow user namespaces, leave out what runs them, or accept the risk: --weak-sandbox, weak_sandbox = true",
         )
     return _run(solution, tests, limits or Limits(), stub)
 
