@@ -94,7 +94,7 @@ def _pairs(paths: Sequence[Path]) -> list[Pair]:
         if one.chosen[:-1] != one.rejected[:-1] or not one.chosen[:-1]:
             raise ArgumentError(f"{one.where}: {one.fault}", "a pair is two answers to one conversation")
         about = {"kind": "file", "source": one.where}
-        found.append(Pair(*(_plain(part) for part in (one.chosen[:-1], one.chosen[-1:], one.rejected[-1:])), about))
+        found.append(Pair(_plain(one.chosen[:-1]), _plain(one.chosen[-1:]), _plain(one.rejected[-1:]), about))
     return found
 
 
