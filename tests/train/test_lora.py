@@ -24,6 +24,7 @@ from phial.train.cross_entropy import linear_cross_entropy
 from phial.train.loop import LoopConfig, train
 from phial.train.lora import LoraConfig, adapted, add_lora, merge
 from phial.train.objective import NextToken
+from phial.train.optim import OptimizerConfig, make_optimizers
 from phial.train.sft import SftConfig, sft
 from phial.train.start import open_start
 
@@ -220,6 +221,11 @@ def test_a_run_that_made_an_adapter_says_how_to_go_on_from_it(tmp_path: Path) ->
     with pytest.raises(PhialError, match="has made an adapter, not a model") as caught:
         open_start(tmp_path / "run")
     assert "lora.adapter" in str(caught.value.hint)
+
+
+def test_a_width_to_tune_at_is_refused_where_weights_are_frozen(model: torch.nn.Module) -> None:
+    with pytest.raises(PhialError, match="base_width is given and weights are frozen"):
+        make_optimizers(model, OptimizerConfig(base_width=16))
 
 
 def test_rates_are_gentle_and_an_adapters_are_higher() -> None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from phial.errors import PhialError
+from phial.errors import ArgumentError, PhialError
 from phial.train.mup import width_factor
 
 Role = Literal["hidden", "output", "embedding", "vector", "last norm"]
@@ -77,7 +77,7 @@ class ScheduleConfig(BaseModel):
 def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
     """The optimisers that together own every parameter that is not frozen; each group keeps its peak rate as "peak_lr".
 
-    Raises PhialError for Muon without a PyTorch that has it, and as width_factor().
+    Raises PhialError for Muon without a PyTorch that has it, for muP where weights are frozen, and as width_factor().
     """
     groups = parameter_groups(model, config)
     muons = [group for group in groups if config.kind == "muon" and group["role"] == "hidden"]
@@ -96,6 +96,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     muP (arXiv 2203.03466, table 8): at m times the base width the rate of hidden matrices is 1/m of AdamW's, and
     1/sqrt(m) of Muon's, whose steps already have a norm that grows with sqrt(m) only. Rate times decay stays.
     """
+    if config.base_width is not None and any(not p.requires_grad for p in model.parameters()):
+        raise ArgumentError("base_width is given and weights are frozen", "muP is for whole models: leave it out")
     m = width_factor(model, config.base_width)
     slower = {"hidden": math.sqrt(m) if config.kind == "muon" else m, "last norm": m}
     members: dict[Role, list[nn.Parameter]] = {}
