@@ -43,6 +43,7 @@ COMMANDS = [
     "train longrope",
     "train sft",
     "train dpo",
+    "train breakfix",
 ]
 HEAVY = [
     "numpy", "rich", "huggingface_hub", "prompt_toolkit", "jinja2", "tokenizers", "sentencepiece", "torch",

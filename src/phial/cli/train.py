@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from phial.cli import options, train_dpo, train_longrope, train_pretrain, train_sft
+from phial.cli import options, train_breakfix, train_dpo, train_longrope, train_pretrain, train_sft
 
 train = typer.Typer(
     name="train",
@@ -25,6 +25,7 @@ train.command(epilog="Example: phial train longrope model/ -t 32768 --texts book
 )
 train.command(epilog="Example: phial train sft smollm2-135m chats.jsonl -o runs/sft")(train_sft.sft)
 train.command(epilog="Example: phial train dpo runs/sft pairs.jsonl -o runs/dpo")(train_dpo.dpo)
+train.command(epilog="Example: phial train breakfix breakfix.toml -o runs/safer")(train_breakfix.breakfix)
 
 
 @train.callback()
