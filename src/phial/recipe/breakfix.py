@@ -4,7 +4,7 @@ RUN/config.json          what the run is of; another configuration is another ru
 RUN/answers.jsonl        every answer of every model, so that nothing is asked twice
 RUN/round-N/attack.json  which attacks succeeded on the model of the round before
 RUN/round-N/chats.jsonl, pairs.jsonl   what is learnt: of all rounds so far
-RUN/round-N/sft/         the training run, its adapter or model
+RUN/round-N/sft/, dpo/   the training runs, their adapters or models
 RUN/round-N/measured.json
 RUN/report.json, report.md, breakfix.png
 RUN/manifest.json        what was made from what; a killed run goes on

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from phial.errors import PhialError
 from phial.eval.near_prompts import near_pairs
@@ -38,6 +38,7 @@ from phial.eval.redteam_prompts import (
     read_table,
 )
 from phial.eval.safety import SUCCESS, Labelled, read_labelled
+from phial.train.dpo import DpoConfig
 from phial.train.sft import SftConfig
 
 PLAIN = "plain"
@@ -114,13 +115,27 @@ class BreakfixConfig(BaseModel):
     measure: MeasureConfig = MeasureConfig()
     fix: FixConfig = FixConfig()
     sft: SftConfig = SftConfig(too_long="turns")
+    dpo: DpoConfig | None = Field(None, description="pairs learnt after the chats; left out: only the chats")
     stop: StopConfig = StopConfig()
 
-    @field_validator("sft", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _shortened(cls, table: Any) -> Any:
-        """Chats are written by the run itself: one that is too long loses its last turns, unless the file says stop."""
-        return {"too_long": "turns", **table} if isinstance(table, dict) else table
+    def _filled(cls, table: Any) -> Any:
+        """What is too long was written by the run itself: it is shortened or left out, unless the file says stop.
+
+        Where the chats train adapters, the pairs go on with the same ones.
+        """
+        if not isinstance(table, dict):
+            return table
+        sft, dpo = table.get("sft", {}), table.get("dpo")
+        if isinstance(sft, dict):
+            sft = {"too_long": "turns", **sft}
+        if isinstance(dpo, dict):
+            if "lora" in dpo:
+                raise ValueError("dpo.lora is sft.lora: leave it out")
+            lora = sft.get("lora") if isinstance(sft, dict) else sft.lora
+            dpo = {"unfit": "leave out", "lora": lora, **dpo}
+        return table | {"sft": sft} | ({} if dpo is None else {"dpo": dpo})
 
 
 class Plan(NamedTuple):

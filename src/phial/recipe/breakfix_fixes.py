@@ -20,7 +20,6 @@ from phial.eval.redteam import Attack, Attacked, Message, converse, make_attacks
 from phial.eval.redteam_mutators import Mutator, Turn
 from phial.eval.redteam_prompts import Category, Prompt, built_in
 from phial.eval.refusals import is_gibberish, is_refusal
-from phial.eval.safety_judges import rule_verdict
 from phial.language_model import LanguageModel
 
 _END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
@@ -68,14 +67,14 @@ def refused_chat(attacked: Attacked, rng: random.Random) -> list[Message] | None
 
 
 def rejected_pair(attacked: Attacked, chosen: str) -> dict[str, Any] | None:
-    """The first answer that took the request up as the rejected side of a pair; what was said before is the prompt.
+    """The first answer that did not turn the request down, as the rejected side; what was said before is the prompt.
 
-    None where the rules see no such answer: a model judge alone may have seen the harm.
+    None where every answer did: a model judge may have seen harm all the same.
     """
-    request, messages = attacked.attack.prompt.text, list[Message]()
+    messages = list[Message]()
     for turn, answer in zip(attacked.attack.turns, attacked.answers, strict=True):
         messages.append({"role": "user", "content": turn.text})
-        if turn.asks and rule_verdict(request, turn.text, answer).severity:
+        if turn.asks and not is_refusal(answer):
             return pair(messages, chosen, answer)
         messages.append({"role": "assistant", "content": answer})
     return None

@@ -18,9 +18,12 @@ from phial.language_model import LanguageModel, Reply
 from phial.manifest import sha256_of
 from phial.recipe.breakfix_config import BreakfixConfig
 from phial.train.chats import Chat, read_chats
-from phial.train.sft import sft
-from phial.train.start import open_start
+from phial.train.dpo import DpoConfig, dpo
+from phial.train.pairs import read_pairs
+from phial.train.sft import SftConfig, encode_chats, held_out, sequence_of, sft
+from phial.train.start import Start, open_start
 
+HELD_OUT = "general"
 Say = Callable[[str], None]
 
 
@@ -102,11 +105,30 @@ class TunedModels:
         config, held = self.config.sft, self.config.measure.chats
         start = open_start(self.file, template=config.template, lora=config.lora, seed=config.loop.seed)
         result = sft(config, start, read_chats([chats]), _chats(held), folder / "sft", say)
-        return Trained(_files(result, folder), _losses(result))
+        losses = _losses(result)
+        if self.config.dpo is not None and pairs.stat().st_size:
+            say("pairs ...")
+            start, result = self._learn_pairs(self.config.dpo, result, chats, pairs, folder, say)
+            losses = losses and (losses[0], _loss(start, _chats(held), config))
+        return Trained(_files(result, folder), losses)
+
+    def _learn_pairs(
+        self, config: DpoConfig, result: dict[str, Any], chats: Path, pairs: Path, folder: Path, say: Say
+    ) -> tuple[Start, dict[str, Any]]:
+        """Go on from what the chats made, the chats beside the pairs."""
+        file = self.file
+        if "adapter" in result and config.lora is not None:
+            lora = config.lora.model_copy(update={"adapter": Path(result["adapter"])})
+            config = config.model_copy(update={"lora": lora})
+        else:
+            file = Path(result["model"])
+        start = open_start(file, template=config.template, lora=config.lora, seed=config.loop.seed)
+        learnt = dpo(config, start, read_pairs([pairs]), (), folder / "dpo", say, chats=read_chats([chats]))
+        return start, learnt
 
 
-def _chats(path: Path | None) -> Iterable[Chat]:
-    return read_chats([path]) if path else ()
+def _chats(path: Path | None) -> dict[str, Iterable[Chat]]:
+    return {HELD_OUT: read_chats([path])} if path else {}
 
 
 def _files(result: dict[str, Any], folder: Path) -> list[Path]:
@@ -116,6 +138,13 @@ def _files(result: dict[str, Any], folder: Path) -> list[Path]:
     gguf = folder / "model.gguf"
     hf_to_gguf(Path(result["model"]), gguf, "q8_0")
     return [gguf]
+
+
+def _loss(start: Start, sources: Mapping[str, Iterable[Chat]], config: SftConfig) -> float:
+    """Nats a token of the answers of chats, of the model as it is now."""
+    start.model.eval()
+    encoded = {name: encode_chats(chats, start, config) for name, chats in sources.items()}
+    return held_out(encoded, sequence_of(config, start), config.micro_batch)(start.model)["validation/loss"]
 
 
 def _losses(result: dict[str, Any]) -> tuple[float, float] | None:
