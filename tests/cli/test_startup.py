@@ -44,6 +44,7 @@ COMMANDS = [
     "train sft",
     "train dpo",
     "train breakfix",
+    "train embed",
 ]
 HEAVY = [
     "numpy", "rich", "huggingface_hub", "prompt_toolkit", "jinja2", "tokenizers", "sentencepiece", "torch",

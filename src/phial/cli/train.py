@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import typer
 
-from phial.cli import options, train_breakfix, train_dpo, train_longrope, train_pretrain, train_sft
+from phial.cli import options, train_breakfix, train_dpo, train_embed, train_longrope, train_pretrain, train_sft
 
 train = typer.Typer(
     name="train",
-    help="Train models: from token shards, on chats, on preferences, for a longer context.",
+    help="Train models: from token shards, on chats, on preferences, to embed, for a longer context.",
     epilog="Example: phial train pretrain pretrain.toml --output runs/model",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -26,8 +26,9 @@ train.command(epilog="Example: phial train longrope model/ -t 32768 --texts book
 train.command(epilog="Example: phial train sft smollm2-135m chats.jsonl -o runs/sft")(train_sft.sft)
 train.command(epilog="Example: phial train dpo runs/sft pairs.jsonl -o runs/dpo")(train_dpo.dpo)
 train.command(epilog="Example: phial train breakfix breakfix.toml -o runs/safer")(train_breakfix.breakfix)
+train.command(epilog="Example: phial train embed smollm2-135m pairs.jsonl -o runs/embed")(train_embed.embed)
 
 
 @train.callback()
 def group(helped: options.Help = False) -> None:
-    """Train models: from token shards, on chats, on preferences, for a longer context."""
+    """Train models: from token shards, on chats, on preferences, to embed, for a longer context."""

@@ -40,6 +40,7 @@ from phial.hf.folder import (
 )
 from phial.hf.names import hf_name, to_gguf_rows, to_hf_rows
 from phial.hf.safetensors import NewTensor, StoredTensor, row_passes
+from phial.hf.sentence_transformers import pooling_name, pooling_type, write_embedder
 from phial.tokenizer.vocabulary import Vocabulary
 
 GGUF_TYPES = {"f32": GGMLType.F32, "f16": GGMLType.F16, "bf16": GGMLType.BF16, "q8_0": GGMLType.Q8_0}
@@ -116,6 +117,8 @@ def read_model(folder: Path) -> FolderModel:
     sources = _match(config, stored)
     tokenizer, notes = read_hf_tokenizer(folder, values, config.n_vocab, config.name)
     metadata = gguf_metadata(config) | tokenizer
+    if (pooling := pooling_type(folder)) is not None:
+        metadata[f"{config.architecture}.pooling_type"] = pooling
     ropes = rope_tensors(config)
     ModelConfig.from_gguf(metadata, {name: t.shape for name, t in sources.items()}, ropes)  # what it writes, it reads
     return FolderModel(config, metadata, ropes, sources, notes)
@@ -164,6 +167,9 @@ def write_without_weights(folder: Path, file: GGUFFile, dtype: str = "float32") 
     values = write_hf_config(config, dtype) | {"_name_or_path": config.name}
     vocabulary = write_hf_tokenizer(folder, file.metadata, config.n_ctx_train)
     _write_configs(folder, values, vocabulary)
+    pooling = pooling_name(file.metadata.get(f"{config.architecture}.pooling_type"))
+    if pooling is not None:
+        write_embedder(folder, pooling, config.n_embd, {}, config.n_ctx_train)
 
 
 def dequantized_weights(file: GGUFFile, config: ModelConfig) -> Iterator[tuple[str, NDArray[np.float32]]]:

@@ -150,8 +150,8 @@ def _shards(tensors: Sequence[NewTensor], limit: int) -> Iterator[list[NewTensor
     yield shard
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object, readably. PhialError when the file cannot be written."""
+def write_json(path: Path, value: dict[str, Any] | list[Any]) -> None:
+    """Write JSON, readably. PhialError when the file cannot be written."""
     try:
         path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
     except OSError as error:

@@ -59,12 +59,14 @@ def load(
     device: torch.device | str = "cpu",
     attention: str = "auto",
     dropout: float = 0.0,
+    causal: bool | None = None,
 ) -> Model:
     """The model of a Hugging Face folder: Phi-3, Llama, Qwen2 or phi-3-small.
 
     Args:
         dtype: of all weights: float32, float16 or bfloat16; None: the narrowest that holds every stored value exactly.
         attention, dropout: as Transformer's.
+        causal: instead of the folder's own; not for phi-3-small.
 
     Raises:
         ArgumentError: another dtype, or weights too large for it; attention or dropout as Transformer.
@@ -74,7 +76,7 @@ def load(
     folder = Path(folder)
     values = read_config(folder)
     with torch.device("meta"):
-        model = _build(values, model_name(values, folder), attention, dropout)
+        model = _build(values, model_name(values, folder), attention, dropout, causal)
     stored = read_folder(folder)
     names = [name for name, _ in model.named_parameters()]
     kind = "phi-3-small" if isinstance(model, Phi3Small) else model.config.architecture
@@ -127,10 +129,14 @@ def save(
         write_folder(unfinished, list(_tensors(model, kind)), shard_bytes=shard_bytes)
 
 
-def _build(values: Mapping[str, Any], name: str, attention: str, dropout: float) -> Model:
+def _build(values: Mapping[str, Any], name: str, attention: str, dropout: float, causal: bool | None) -> Model:
     if values.get("architectures") == [SMALL_CLASS]:
+        if causal is not None:
+            raise ArgumentError(f"phi-3-small cannot be told causal={causal}", "leave it out")
         return Phi3Small(read_small_config(values, name), attention=attention, dropout=dropout)
     config = replace(read_hf_config(values, name), rope_interleaved=False)  # the folder's order of rows, not GGUF's
+    if causal is not None:
+        config = replace(config, causal=causal)
     return Transformer(config, attention=attention, dropout=dropout)
 
 

