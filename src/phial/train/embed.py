@@ -142,8 +142,14 @@ class ReadPairs(NamedTuple):
 def read(pairs: Iterable[TextPair], config: EmbedConfig, start: Start) -> ReadPairs:
     """Pairs as tokens. A single text is a document on both sides.
 
-    Raises PhialError for a text that is too long, no pairs, or single texts where no dropout makes two views of them.
+    Raises PhialError for a text that is too long, no pairs, single texts where no dropout makes two views of them, and
+    the first token's state of a causal model.
     """
+    if config.pooling == "first" and start.model.config.causal:
+        raise PhialError(
+            'pooling is "first", but the first token sees no other: all vectors would be alike',
+            'pool by "mean" or "last", or set bidirectional',
+        )
     reader, found, single = Reader(config, start), list[Pair](), 0
     for pair in pairs:
         single += pair.single
@@ -164,6 +170,7 @@ def embedder(model: nn.Module, config: EmbedConfig, start: Start) -> Embed:
     """How texts are embedded by a model as it is: (n, D) float32 of texts on one side; not normalised."""
     reader = Reader(config, start)
 
+    @torch.no_grad()
     def embed(texts: Sequence[str], side: Side) -> NDArray[np.float32]:
         ids = [reader(text, side, f"held-out {side} {i + 1}").ids for i, text in enumerate(texts)]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # neighbours of like length fill their rows
@@ -205,6 +212,8 @@ def embed(
     data = PairBatches(learnt.pairs, config.batch, config.micro_batch, epochs=config.epochs, seed=config.loop.seed)
     if processes.rank == 0:
         _say(learnt, data, config, tell)
+    if start.model.lm_head is not None:
+        start.model.lm_head.requires_grad_(False)  # no text's vector depends on it
     model = start.model.to("cuda" if torch.cuda.is_available() else "cpu")
     found = list[dict[str, float]]()
     evaluate = None if measure is None else _evaluation(measure, config, start, found)
