@@ -137,8 +137,8 @@ def test_a_run_on_blocks_stops_and_goes_on_only_upon_the_same_blocks(tmp_path: P
     file = write_tiny(tmp_path / "tiny.gguf", "llama", GGMLType.Q4_0)
     settings = {"sequence": 96, "lora": {"rank": 2, "base": "file"}, "loop": {"optimizer": {"lr": 0.01}}}
     config = checked(SftConfig, settings, "test.toml")
-    made = sft(config, open_start(file, lora=config.lora), CHATS, [], tmp_path / "run", lambda text: None)
+    made = sft(config, open_start(file, lora=config.lora), CHATS, {}, tmp_path / "run", lambda text: None)
     assert set(made) >= {"adapter", "data"} and "model" not in made
     other = write_tiny(tmp_path / "other.gguf", "llama", GGMLType.Q4_0, seed=2)
     with pytest.raises(Exception, match="has frozen ="):
-        sft(config, open_start(other, lora=config.lora), CHATS, [], tmp_path / "run", lambda text: None)
+        sft(config, open_start(other, lora=config.lora), CHATS, {}, tmp_path / "run", lambda text: None)
