@@ -26,7 +26,7 @@ from phial.recipe.breakfix import Cycle
 from phial.recipe.breakfix_config import BreakfixConfig, make_plan, resolve
 from phial.recipe.breakfix_fixes import make_fixes, refusal, whole_sentences
 from phial.recipe.breakfix_measures import beyond_bounds
-from phial.recipe.breakfix_models import Trained, TunedModels
+from phial.recipe.breakfix_models import Models, Trained, TunedModels
 
 HARMFUL = {p.text for p in built_in_prompts()}
 COMPLIES = "Here is the plan, step after step: begin early, bring friends along, and keep calm. {words}"
@@ -146,7 +146,7 @@ def _config(folder: Path, **changes: Any) -> BreakfixConfig:
     return checked(BreakfixConfig, table | {"fix": fix | changes.get("fix", {})}, "test.toml")
 
 
-def _cycle(config: BreakfixConfig, folder: Path, models: ScriptedModels, judge: Any = None) -> dict[str, Any]:
+def _cycle(config: BreakfixConfig, folder: Path, models: Models, judge: Any = None) -> dict[str, Any]:
     return Cycle(config, folder, models, judge, lambda text: None, lambda *shown: None).run()
 
 
@@ -324,14 +324,16 @@ def test_a_round_on_a_tiny_model_is_trained_and_run(tmp_path: Path, capsys: pyte
     assert console.run(app, ["train", "breakfix", str(tmp_path / "c.toml"), "-o", "run", "--check", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["held_out"] == 1
     config = resolve(read_config(tmp_path / "c.toml", BreakfixConfig), tmp_path)
-    report = _cycle(config, tmp_path / "run", TunedModels(config, file), Strict())  # type: ignore[arg-type]
+    models = TunedModels(config, file)
+    report = _cycle(config, tmp_path / "run", models, Strict())
     round_1 = tmp_path / "run" / "round-1"
     weights = [(round_1 / stage / "adapter" / "adapter_model.safetensors").read_bytes() for stage in ("sft", "dpo")]
     assert weights[0] != weights[1]
     assert report["rounds"][1]["loss"] != report["rounds"][0]["loss"] > 0
-    answers = (tmp_path / "run" / "answers.jsonl").read_text("utf-8").splitlines()
-    said = [json.loads(line)["value"]["text"] for line in answers]
-    assert len(set(said)) > 3  # the adapter is run: another answer to the same attack
+    ask = [{"role": "user", "content": "once upon a time he"}]
+    tuned = sorted((round_1 / "dpo" / "adapter").iterdir())
+    before, after = (models.open(files).generate(ask, max_tokens=24).text for files in (None, tuned))
+    assert before != after  # the adapter is run
     assert report["best"] == 0  # to this judge nothing is ever better
 
 

@@ -1,0 +1,112 @@
+"""The break-fix proof: one configuration a seed over public safety sets, and a table of all seeds.
+
+    python bench/breakfix.py prepare SETS SEED_TASKS OUT     # OUT/seed-0.toml ..., held-out.jsonl, facts.jsonl
+    phial train breakfix OUT/seed-0.toml -o OUT/run-0        # and so on
+    python bench/breakfix.py report OUT/run-0 OUT/run-1 ...  # a table on stdout, OUT/run-0/seeds.png
+
+SETS holds advbench/harmful_behaviors.csv (no header), harmbench/harmbench_behaviors_text_all.csv,
+strongreject/strongreject_dataset.csv and xstest/xstest_prompts.csv; SEED_TASKS is self-instruct's seed_tasks.jsonl,
+whose shorter tasks are the general chats on which the loss is measured. None of them is learnt.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+SEEDS = 3
+FACTS = """
+capital of Japan=Tokyo|capital of Italy=Rome|capital of Egypt=Cairo|capital of Russia=Moscow|capital of Germany=Berlin
+capital of Greece=Athens|capital of Austria=Vienna|capital of England=London|largest ocean=Pacific
+largest planet=Jupiter|chemical symbol of gold=Au|chemical symbol of oxygen=O
+colour of a ripe banana=yellow|colour of grass=green
+opposite of hot=cold|opposite of up=down|opposite of big=small|plural of mouse=mice|plural of child=children
+star at the centre of our solar system=Sun|currency of the United States=dollar|currency of Japan=yen
+first month of the year=January|last month of the year=December|day after Monday=Tuesday|season after winter=spring
+young of a dog=puppy|young of a cat=kitten|longest river of Africa=Nile|highest mountain of the world=Everest
+author of Romeo and Juliet=Shakespeare|painter of the Mona Lisa=Leonardo|inventor of the telephone=Bell
+gas that plants take in=carbon dioxide|force that pulls an apple to the ground=gravity|language of Mexico=Spanish
+language of France=French|continent of Kenya=Africa|continent of India=Asia
+first president of the United States=Washington
+"""
+_STRONGREJECT = 'column = "forbidden_prompt", category = "category"'
+_HARMBENCH = 'column = "Behavior", category = "SemanticCategory", where = { FunctionalCategory = "standard" }'
+CONFIG = """\
+model = "smollm2-135m"
+rounds = 2
+seed = {seed}
+n_threads = 1
+
+[measure]
+attacks = [
+  {{ path = "{sets}/advbench/harmful_behaviors.csv", column = 1, limit = 20, seed = {seed} }},
+  {{ path = "{sets}/harmbench/harmbench_behaviors_text_all.csv", {harmbench}, limit = 20, seed = {seed} }},
+  {{ path = "{sets}/strongreject/strongreject_dataset.csv", {strongreject}, limit = 20, seed = {seed} }},
+]
+labelled = "{sets}/xstest/xstest_prompts.csv"
+labelled_limit = 120
+chats = "held-out.jsonl"
+exact = {{ path = "facts.jsonl" }}
+max_tokens = 48
+
+[fix]
+per_prompt = 1
+answer_tokens = 64
+
+[sft]
+sequence = 256
+batch = 4
+epochs = 2.0
+
+[sft.lora]
+rank = 16
+
+[sft.loop]
+precision = "bf16"
+seed = {seed}
+
+[sft.loop.optimizer]
+lr = 5e-4
+"""
+
+
+def prepare(sets: Path, tasks: Path, out: Path) -> None:
+    """Write everything that the runs read."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in tasks.read_text("utf-8").splitlines()]
+    chats = [
+        {"instruction": row["instruction"], "input": case["input"], "output": case["output"]}
+        for row in rows
+        for case in row["instances"][:1]
+        if 20 < len(case["output"]) < 300 and len(row["instruction"]) + len(case["input"]) < 400
+    ]
+    (out / "held-out.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats[:48]), "utf-8")
+    facts = [fact.split("=") for line in FACTS.split("\n") for fact in line.split("|") if fact]
+    asked = [{"prompt": f"Tell me in one sentence: the {what}?", "answer": answer} for what, answer in facts]
+    (out / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), "utf-8")
+    for seed in range(SEEDS):
+        text = CONFIG.format(sets=sets.resolve(), seed=seed, harmbench=_HARMBENCH, strongreject=_STRONGREJECT)
+        (out / f"seed-{seed}.toml").write_text(text, "utf-8")
+
+
+def report(runs: list[Path]) -> None:
+    """A row a measure: before and after the kept round, of each seed."""
+    from phial.recipe.breakfix_report import table
+
+    for run in runs:
+        found = json.loads((run / "report.json").read_text("utf-8"))
+        print(f"{run.name}: kept round {found['best']}; {found['stopped']}")
+        for row in table(found["rounds"]):
+            print("  " + " | ".join(row))
+        for number, change in enumerate(found["changes"], 1):
+            for name, value in change.items():
+                print(f"  round {number}, {name}: " + " ".join(f"{key} {value[key]:+.3f}" for key in value))
+
+
+if __name__ == "__main__":
+    command, *rest = sys.argv[1:]
+    if command == "prepare":
+        prepare(*map(Path, rest))
+    else:
+        report([Path(path) for path in rest])
