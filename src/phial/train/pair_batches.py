@@ -17,6 +17,8 @@ from phial.train.chat_packing import Example, best_fit, stacked_chats
 from phial.train.objective import IGNORED, Batch
 from phial.train.pair_encoding import PairExample
 
+_PAIRS, _CHATS = 0, 1  # each is dealt in an order of its own
+
 
 class PairBatches:
     """The batches of some epochs over pairs, and over chats learnt beside them.
@@ -54,11 +56,11 @@ class PairBatches:
 
     def pairs_of(self, step: int) -> list[int]:
         """The pairs of a step, over all processes."""
-        return self._visited(step, self.visits, len(self.pairs), "pairs")
+        return self._visited(step, self.visits, len(self.pairs), _PAIRS)
 
     def micro_batches(self, step: int, rank: int = 0, world: int = 1) -> Sequence[Batch]:
         """Process `rank`'s rows of a step: pairs, then chats."""
-        pairs, chats = self.pairs_of(step), self._visited(step, self.chat_visits, len(self.chats), "chats")
+        pairs, chats = self.pairs_of(step), self._visited(step, self.chat_visits, len(self.chats), _CHATS)
         own = pairs[rank * len(pairs) // world : (rank + 1) * len(pairs) // world]
         batches = [self.pair_row([own[i] for i in row]) for row in self._rows([self.pairs[p].tokens for p in own])]
         if chats:
@@ -89,12 +91,12 @@ class PairBatches:
     def _rows(self, lengths: Sequence[int]) -> list[list[int]]:
         return best_fit([min(length, self.row) for length in lengths], range(len(lengths)), self.row)
 
-    def _visited(self, step: int, visits: int, size: int, what: str) -> list[int]:
+    def _visited(self, step: int, visits: int, size: int, stream: int) -> list[int]:
         """Which of `size` items a step visits: each epoch in another order, visits shared out evenly over the steps."""
         own = [divmod(v, size) for v in range(step * visits // self.steps, (step + 1) * visits // self.steps)]
         if not self.shuffle:
             return [place for _, place in own]
-        seeds = {epoch: [self.seed, epoch, len(what)] for epoch, _ in own}
+        seeds = {epoch: [self.seed, epoch, stream] for epoch, _ in own}
         orders = {epoch: np.random.default_rng(seed).permutation(size) for epoch, seed in seeds.items()}
         return [int(orders[epoch][place]) for epoch, place in own]
 
