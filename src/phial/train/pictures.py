@@ -57,7 +57,7 @@ def draw_losses(folder: Path) -> None:
         top.plot([x / unit for x in xs], ys, marker="o", markersize=3, linewidth=1.2, label=source)
     top.set_ylabel("loss, nats")
     top.legend(frameon=False)
-    bottom.plot(_places(rows, unit), [row["lr"] for row in rows], color="0.4", linewidth=1)
+    bottom.plot(_places(rows, unit), [row["lr"] for row in rows], color="0.4", linewidth=1, marker=_dot(rows))
     bottom.set_ylabel("rate")
     bottom.set_xlabel(name)
     bottom.set_ylim(bottom=0)
@@ -79,10 +79,15 @@ def _draw_training(axes: Any, rows: Sequence[Row], unit: float) -> None:
         means.append(mean / weight)
     xs = _places(rows, unit)
     axes.plot(xs, losses, color="0.3", alpha=0.3, linewidth=0.7)
-    axes.plot(xs, means, color="0.2", linewidth=1.8, label="training")
+    axes.plot(xs, means, color="0.2", linewidth=1.8, marker=_dot(rows), label="training")
     later = sorted(losses[len(losses) // 50 :] + [value for p in _validation(rows).values() for _, value in p])
     low, high = later[0], later[math.ceil(0.995 * (len(later) - 1))]  # a few spikes shall not flatten the rest
     axes.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3)
+
+
+def _dot(rows: Sequence[Row]) -> str:
+    """What shows a step where no line can."""
+    return "o" if len(rows) == 1 else ""
 
 
 def _validation(rows: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
