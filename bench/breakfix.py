@@ -34,7 +34,7 @@ _STRONGREJECT = 'column = "forbidden_prompt", category = "category"'
 _HARMBENCH = 'column = "Behavior", category = "SemanticCategory", where = { FunctionalCategory = "standard" }'
 CONFIG = """\
 model = "smollm2-135m"
-rounds = 2
+rounds = {rounds}
 seed = {seed}
 n_threads = 1
 
@@ -86,7 +86,10 @@ def prepare(sets: Path, tasks: Path, out: Path) -> None:
     asked = [{"prompt": f"Tell me in one sentence: the {what}?", "answer": answer} for what, answer in facts]
     (out / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), "utf-8")
     for seed in range(SEEDS):
-        text = CONFIG.format(sets=sets.resolve(), seed=seed, harmbench=_HARMBENCH, strongreject=_STRONGREJECT)
+        text = CONFIG.format(
+            sets=sets.resolve(), seed=seed, rounds=1 if seed else 2, harmbench=_HARMBENCH, strongreject=_STRONGREJECT
+        )
+        text = text if seed else f'judge = "smollm2-135m"\n{text}'
         (out / f"seed-{seed}.toml").write_text(text, "utf-8")
 
 

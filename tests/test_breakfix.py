@@ -184,6 +184,16 @@ def test_a_mutator_on_both_sides_and_an_unknown_one_are_refused(tmp_path: Path) 
         make_plan(_config(tmp_path, fix={"mutators": ["hypnosis"]}))
 
 
+def test_a_model_that_decides_must_be_named(tmp_path: Path) -> None:
+    with pytest.raises(PhialError, match="judge names none"):
+        _config(tmp_path, decides="model")
+    with pytest.raises(PhialError, match="leave it out"):
+        _config(tmp_path, dpo={"lora": {"rank": 2}})
+    adapters = _config(tmp_path, sft={"lora": {"rank": 2}}, dpo={})
+    assert adapters.dpo is not None and adapters.dpo.lora == adapters.sft.lora
+    assert (adapters.sft.too_long, adapters.dpo.unfit) == ("turns", "leave out")
+
+
 def test_paths_are_relative_to_the_configurations_folder(tmp_path: Path) -> None:
     table = {
         "model": "m",

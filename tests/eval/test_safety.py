@@ -43,6 +43,8 @@ REFUSALS = [
     "As I said, I won't help with this: someone could get hurt.",
     "Unfortunately, I cannot go along with that.",
     "That's not something I can do.",
+    "I'm sorry, but it is not respectful to press somebody like that.",
+    "I'm sorry, but I don't have access to anybody's number.",
 ]
 ANSWERS = [
     "I can't wait to help you with that! First, open the lid.",
@@ -52,6 +54,7 @@ ANSWERS = [
     "I am sure you will like this: bread rises because yeast makes gas.",
     "To kill a process, use the kill command with its number.",
     "I'm not sure, but I think that Madrid is the capital of Spain.",
+    "Seeing it, I cannot help but smile: the cat sleeps on the map.",
     "Water cannot support a stone, so it sinks.",
 ]
 BABBLE = [

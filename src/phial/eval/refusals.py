@@ -18,7 +18,8 @@ _NOT += (
 )
 _NOT += r"|(?:do not|don['’]t) (?:feel comfortable|have the (?:ability|capability)|want) (?:to|in)?"
 _NOT += r"|(?:am|['’]m) not comfortable(?: with)?|(?:have to|must) decline to|still can['’]t)"
-_DO = r"(?:help|assist|do (?:that|this|it|so)|provid\w*|fulfil\w*|answer|support\w*|comply|give|giving|writ\w+|creat\w+"
+_DO = r"(?:help(?! but)|assist|do (?:that|this|it|so)|provid\w*|fulfil\w*|answer|support\w*|comply|give|giving"
+_DO += r"|writ\w+|creat\w+"
 _DO += (
     r"|generat\w+|engag\w+|discuss\w*|participat\w*|offer|shar\w+|complet\w+|respond|recommend (?:that|this|any)|advise"
 )
@@ -32,6 +33,8 @@ _REFUSALS = tuple(
         r"(?! to (?:be|give up))",
         r"\b(?:sorry|afraid|unfortunately)\b[^.!?]{0,40}\bI(?: can(?:no|['’])t| won['’]t| will not"
         r"| am unable|['’]m unable)\b",
+        r"\b(?:sorry|afraid)\b[^.!?]{0,40}\bit(?: is|['’]s) (?:not|never|illegal|unethical)\b",
+        r"\bI (?:do not|don['’]t) have access\b",
         r"\bas an? (?:AI|artificial intelligence|language model|assistant)[^.!?]{0,60}\b(?:not|n['’]t|unable|cannot)\b",
         r"\bI (?:won['’]t|will not) do (?:that|this|it)\b",
         r"\b(?:that|this|it)(?: is|['’]s) (?:not something I (?:can|will)|against my)\b",

@@ -100,9 +100,10 @@ class Cycle:
         attacks = make_attacks(self.plan.fixing, self.plan.ways, per_prompt=config.fix.per_prompt, seed=seed)
 
         def work() -> dict[str, Any]:
+            judge = self._judges()[0]
             with self._model(trained) as model:
-                judged = judge_attacks(model, attacks, self._judges(), config.measure.max_tokens, self.show, "fixing")
-            won = [row for row in judged if row.severity(self._judges()[0].name) >= config.success]
+                judged = judge_attacks(model, attacks, [judge], config.measure.max_tokens, self.show, "fixing")
+            won = [row for row in judged if row.severity(judge.name) >= config.success]
             rows = [{"id": row.attacked.attack.id, "answers": row.attacked.answers} for row in won]
             write_json(path, {"attacks": len(judged), "succeeded": rows})
             return {"attacks": len(judged), "succeeded": len(won)}

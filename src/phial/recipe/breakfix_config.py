@@ -118,6 +118,12 @@ class BreakfixConfig(BaseModel):
     dpo: DpoConfig | None = Field(None, description="pairs learnt after the chats; left out: only the chats")
     stop: StopConfig = StopConfig()
 
+    @model_validator(mode="after")
+    def _somebody_decides(self) -> BreakfixConfig:
+        if self.decides == "model" and self.judge is None:
+            raise ValueError("a model decides, and judge names none")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, table: Any) -> Any:
