@@ -36,8 +36,8 @@ from phial.data.judge import wilson
 
 TRAINED = ("json_object", "numbered_list", "comma_list", "one_word", "yes_no", "number_only")
 UNTRAINED = ("json_list", "bullet_list", "key_value", "begins_with", "number_words", "capitals")
-PAIRS, HELD, MEASURED = 34, 6, 20  # prompts of a kind: of a seed, for the loss while training, for the figures
-LONGEST = 64  # tokens of an answer
+PAIRS, HELD, MEASURED = 28, 5, 20  # prompts of a kind: of a seed, for the loss while training, for the figures
+LONGEST = 48  # tokens of an answer
 PREFER = """[prefer]
 seed = {seed}
 split = "{split}"
@@ -50,11 +50,15 @@ written = {written}
 """
 DPO = """beta = 0.1
 batch = 8
-epochs = 2.0
+epochs = 1.0
 
 [loop]
 seed = {seed}
 precision = "bf16"
+evaluate_every = 7
+
+[loop.optimizer]
+lr = 5e-6
 """
 
 
