@@ -32,7 +32,7 @@ def test_templates_give_pairs_and_chats_that_training_reads(phial: Phial, tmp_pa
     more += ['{"chosen": "\\n\\nHuman: Hi\\n\\nAssistant: Yes?", "rejected": "\\n\\nHuman: Hi\\n\\nAssistant: No."}']
     (tmp_path / "more.jsonl").write_text("\n".join([*more, more[0]]) + "\n")
     again = phial("data", "prefer", "again.toml", "-o", "again")
-    assert again.out.splitlines()[1].split() == ["file", "10", "0", "9", "duplicate", "1"]
+    assert again.out.splitlines()[1].split() == ["given", "10", "0", "9", "duplicate", "1"]
     pairs += read_pairs([tmp_path / "more.jsonl"])
     both = [(pair.chosen, pair.rejected) for pair in read_pairs([tmp_path / "again/pairs.jsonl"])]
     assert both == [(pair.chosen, pair.rejected) for pair in pairs[:9]]

@@ -93,7 +93,7 @@ def _pairs(paths: Sequence[Path]) -> list[Pair]:
     for one in read_pairs(paths):
         if one.chosen[:-1] != one.rejected[:-1] or not one.chosen[:-1]:
             raise ArgumentError(f"{one.where}: {one.fault}", "a pair is two answers to one conversation")
-        about = {"kind": "file", "source": one.where}
+        about = {"kind": "given", "source": one.where}
         found.append(Pair(_plain(one.chosen[:-1]), _plain(one.chosen[-1:]), _plain(one.rejected[-1:]), about))
     return found
 

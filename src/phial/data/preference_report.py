@@ -106,8 +106,8 @@ class Output:
 
     def add_given(self, pair: Pair, tally: Tally, gate: Gate) -> None:
         """Write and count a pair of a file."""
-        tally.kinds["file"].update(prompts=1)
-        self._pair(pair, "file", tally, gate)
+        tally.kinds["given"].update(prompts=1)
+        self._pair(pair, "given", tally, gate)
 
     def _pair(self, pair: Pair, kind: str, tally: Tally, gate: Gate) -> None:
         if reason := gate.pair(pair):
