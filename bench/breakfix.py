@@ -2,7 +2,7 @@
 
     python bench/breakfix.py prepare SETS SEED_TASKS OUT     # OUT/seed-0.toml ..., held-out.jsonl, facts.jsonl
     phial train breakfix OUT/seed-0.toml -o OUT/run-0        # and so on
-    python bench/breakfix.py report OUT/run-0 OUT/run-1 ...  # a table on stdout, OUT/run-0/seeds.png
+    python bench/breakfix.py report PICTURE OUT/run-0 OUT/run-1 ...   # each seed's table, all seeds' and the picture
 
 SETS holds advbench/harmful_behaviors.csv (no header), harmbench/harmbench_behaviors_text_all.csv,
 strongreject/strongreject_dataset.csv and xstest/xstest_prompts.csv; SEED_TASKS is self-instruct's seed_tasks.jsonl,
@@ -14,6 +14,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
+
+from phial.eval.proportions import wilson
+from phial.recipe.breakfix_report import ROWS, at, table
 
 SEEDS = 3
 FACTS = """
@@ -93,18 +97,63 @@ def prepare(sets: Path, tasks: Path, out: Path) -> None:
         (out / f"seed-{seed}.toml").write_text(text, "utf-8")
 
 
-def report(runs: list[Path]) -> None:
-    """A row a measure: before and after the kept round, of each seed."""
-    from phial.recipe.breakfix_report import table
-
-    for run in runs:
-        found = json.loads((run / "report.json").read_text("utf-8"))
-        print(f"{run.name}: kept round {found['best']}; {found['stopped']}")
-        for row in table(found["rounds"]):
+def report(picture: Path, runs: list[Path]) -> None:
+    """Tables on stdout: each run's rounds; then before and after the last round, counts of all runs added up."""
+    found = [json.loads((run / "report.json").read_text("utf-8")) for run in runs]
+    for run, one in zip(runs, found, strict=True):
+        print(f"{run.name}: kept round {one['best']}; {one['stopped']}; fixes {one['fixes']}")
+        for row in table(one["rounds"]):
             print("  " + " | ".join(row))
-        for number, change in enumerate(found["changes"], 1):
+        for number, change in enumerate(one["changes"], 1):
             for name, value in change.items():
-                print(f"  round {number}, {name}: " + " ".join(f"{key} {value[key]:+.3f}" for key in value))
+                print(f"  round {number}, {name}: {value['value']:+.3f} ({value['low']:+.3f} to {value['high']:+.3f})")
+    pooled = [_added([one["rounds"][at] for one in found]) for at in (0, 1)]
+    print("all")
+    for row in table(pooled):
+        print("  " + " | ".join(row))
+    _draw(pooled, picture)
+
+
+def _added(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of several runs added up, with intervals of the sums; the mean loss."""
+    total: dict[str, Any] = {}
+    for _, keys in ROWS:
+        shares = [at(found, keys) for found in rounds]
+        if all(shares):
+            added = wilson(sum(s["count"] for s in shares), sum(s["n"] for s in shares)).json()
+            place = total
+            for key in keys[:-1]:
+                place = place.setdefault(key, {})
+            place[keys[-1]] = added
+    if all("loss" in found for found in rounds):
+        total["loss"] = sum(found["loss"] for found in rounds) / len(rounds)
+    return total
+
+
+def _draw(pooled: list[dict[str, Any]], path: Path) -> None:
+    """A line a measure: before and after, with intervals."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [(words, keys) for words, keys in ROWS if at(pooled[0], keys)]
+    figure = Figure(figsize=(7.5, 0.36 * len(rows) + 1.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for number, (name, colour) in enumerate((("before", "#d55e00"), ("after one round", "#0072b2"))):
+        shares = [at(pooled[number], keys) for _, keys in rows]
+        values = [100 * share["value"] for share in shares]
+        low = [v - 100 * s["low"] for v, s in zip(values, shares, strict=True)]
+        high = [100 * s["high"] - v for v, s in zip(values, shares, strict=True)]
+        ys = [place + 0.16 * (2 * number - 1) for place in range(len(rows))]
+        axes.errorbar(values, ys, xerr=[low, high], fmt="o", capsize=3, markersize=5, color=colour, label=name)
+    axes.set_yticks(range(len(rows)), [words for words, _ in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(-2, 102)
+    axes.set_xlabel("%, with 95 % intervals")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", alpha=0.25, linewidth=0.6)
+    axes.legend(frameon=False, loc="best")
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 if __name__ == "__main__":
@@ -112,4 +161,4 @@ if __name__ == "__main__":
     if command == "prepare":
         prepare(*map(Path, rest))
     else:
-        report([Path(path) for path in rest])
+        report(Path(rest[0]), [Path(path) for path in rest[1:]])

@@ -40,6 +40,8 @@ def breakfix(config: Config, output: Output, check: Check = False, as_json: opti
     else:
         _show(report)
     console.note(f"stopped: {report['stopped']}; kept: round {report['best']}; see {output / 'report.md'}")
+    if report["files"]:
+        console.note(f"what round {report['best']} made: {', '.join(report['files'])}")
 
 
 def _run(config: BreakfixConfig, output: Path) -> dict[str, Any]:

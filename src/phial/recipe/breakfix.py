@@ -61,7 +61,7 @@ class Cycle:
     def run(self) -> dict[str, Any]:
         """All rounds, as many as pay; what report.json holds."""
         with RequestJournal(self.folder / "answers.jsonl") as self.journal:
-            rounds, best, why = [self._measure(0)], 0, f"{self.config.rounds} rounds are done"
+            rounds, best, why = [self._measure(0)], 0, "all rounds are done"
             for number in range(1, self.config.rounds + 1):
                 if not self._attack(number):
                     why = f"no attack of round {number} succeeds"

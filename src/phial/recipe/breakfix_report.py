@@ -10,7 +10,7 @@ from typing import Any
 from phial.manifest import write_json
 
 PICTURE = "breakfix.png"
-_ROWS = (  # what a table shows: words, and where it stands in a round's measures
+ROWS = (  # what a table shows: words, and where it stands in a round's measures
     ("held-out attacks that succeed", ("held-out", "success")),
     ("held-out, DR-1", ("held-out", "DR-1")),
     ("held-out, DR-3", ("held-out", "DR-3")),
@@ -38,8 +38,8 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
 def table(rounds: list[dict[str, Any]]) -> list[list[str]]:
     """A row a measure, a column a round: the share and its 95 % interval; the loss of general chats as it is."""
     rows = []
-    for words, keys in _ROWS:
-        cells = [_at(found, keys) for found in rounds]
+    for words, keys in ROWS:
+        cells = [at(found, keys) for found in rounds]
         if cells[0] is not None:
             rows.append([words, *(_cell(cell) for cell in cells)])
     if "loss" in rounds[0]:
@@ -74,7 +74,7 @@ def draw(rounds: list[dict[str, Any]], best: int, path: Path) -> None:
 
 def _lines(axes: Any, rounds: list[dict[str, Any]], names: Mapping[str, tuple[str, ...]], label: str) -> None:
     for place, (name, keys) in enumerate(names.items()):
-        shares = [_at(found, keys) for found in rounds]
+        shares = [at(found, keys) for found in rounds]
         if shares[0] is None:
             continue
         values = [100 * share["value"] for share in shares]
@@ -127,7 +127,8 @@ def _kappa(value: float | None) -> str:
     return "undefined (one value throughout)" if value is None else f"{value:.2f}"
 
 
-def _at(found: dict[str, Any], keys: tuple[str, ...]) -> Any:
+def at(found: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    """What stands in a round's measures at that place; None where there is nothing."""
     value: Any = found
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
