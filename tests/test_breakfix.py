@@ -331,7 +331,7 @@ def test_a_round_on_a_tiny_model_is_trained_and_run(tmp_path: Path, capsys: pyte
     (tmp_path / "fix.txt").write_text("in the house of a dog\nunder the bridge at night\n", "utf-8")
     (tmp_path / "held.jsonl").write_text(json.dumps({"instruction": "he?", "output": "a time"}), "utf-8")
     (tmp_path / "c.toml").write_text(TINY.replace("FILE", str(file)), "utf-8")
-    assert console.run(app, ["train", "breakfix", str(tmp_path / "c.toml"), "-o", "run", "--check", "--json"]) == 0
+    assert console.run(app, ["train", "breakfix", str(tmp_path / "c.toml"), "--check", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["held_out"] == 1
     config = resolve(read_config(tmp_path / "c.toml", BreakfixConfig), tmp_path)
     models = TunedModels(config, file)

@@ -10,25 +10,28 @@ import typer
 from phial.cli import console, options
 from phial.cli.extras import require
 from phial.cli.progress import progress
+from phial.errors import ArgumentError
 
 if TYPE_CHECKING:
     from phial.recipe.breakfix_config import BreakfixConfig
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; see docs/guides/align.md.")]
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Of the run.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Of the run.")]
 Check = Annotated[bool, typer.Option("--check", metavar="", help="Read everything, say what is asked, ask nothing.")]
 
 _ASKED = ("held_out", "plain", "labelled", "exact", "fixing", "harmless", "general")
 
 
-def breakfix(config: Config, output: Output, check: Check = False, as_json: options.Json = False) -> None:
+def breakfix(config: Config, output: Output = None, check: Check = False, as_json: options.Json = False) -> None:
     """Make a model safer: find attacks that succeed, tune on refusals of them, measure with attacks held out."""
     require("train", "tune a model")
+    if output is None and not check:
+        raise ArgumentError("there is no folder for the run", "name a new one with --output, or look with --check")
     from phial.config_file import read_config
     from phial.recipe.breakfix_config import BreakfixConfig, make_plan, resolve
 
     settings = resolve(read_config(config, BreakfixConfig), config.parent)
-    if check:
+    if output is None or check:
         plan = make_plan(settings)
         told = {name: len(getattr(plan, name)) for name in _ASKED}
         _tell(told | {"left_out": plan.left_out}, as_json)
