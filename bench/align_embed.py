@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from phial.eval.embeddings import AT, HeldOut
+from phial.eval.embeddings import AT, Embed, HeldOut
 
 SETS = ("creak", "ecqa", "qasc")
 QUOTED = re.compile(r'"(.+)"', re.DOTALL)
@@ -83,14 +83,27 @@ def measures(scores: np.ndarray[Any, Any], relevant: Sequence[Sequence[int]]) ->
     return {**{f"recall@{k}": float((ranks <= k).mean()) for k in AT}, "mrr": float((1 / ranks).mean())}
 
 
-def references(held: HeldOut) -> dict[str, dict[str, float]]:
+def minilm(folder: Path) -> Embed:
+    """all-MiniLM-L6-v2 by transformers: the mean of a text's last hidden states."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+
+    @torch.no_grad()
+    def embed(texts: Sequence[str], side: str) -> Any:
+        found = []
+        for text in texts:
+            states = model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=256)).last_hidden_state
+            found.append(states[0].mean(0).numpy())
+        return np.stack(found)
+
+    return embed
+
+
+def references(held: HeldOut, folder: Path | None) -> dict[str, dict[str, float]]:
     found = {"BM25": measures(bm25(held.queries, held.documents), held.relevant)}
-    try:
-        from janitor_embeddings import embed_texts  # type: ignore[import-not-found]  # all-MiniLM-L6-v2 as ONNX
-    except ImportError:
-        return found
-    held(lambda texts, side: np.asarray(embed_texts(list(texts))))
-    return found | {"all-MiniLM-L6-v2": held.measured[-1].means()}
+    return found | ({} if folder is None else {"all-MiniLM-L6-v2": held(minilm(folder))})
 
 
 def held_out(path: Path) -> HeldOut:
@@ -109,11 +122,12 @@ def main() -> None:
     made.add_argument("--seed", type=int, default=0)
     told = commands.add_parser("references")
     told.add_argument("held", type=Path)
+    told.add_argument("--minilm", type=Path, help="folder of all-MiniLM-L6-v2")
     given = parser.parse_args()
     if given.command == "pairs":
         split(given.folder, given.output, given.held, given.train, given.seed)
     else:
-        print(json.dumps(references(held_out(given.held)), indent=2))
+        print(json.dumps(references(held_out(given.held), given.minilm), indent=2))
 
 
 if __name__ == "__main__":
