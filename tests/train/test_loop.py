@@ -18,6 +18,7 @@ from phial.model.transformer import Transformer
 from phial.train import checkpoints
 from phial.train.flops import flops_per_token
 from phial.train.loop import LoopConfig, train
+from phial.train.lora import LoraConfig, add_lora
 from phial.train.metrics import read_metrics
 from phial.train.objective import IGNORED, Batch, Loss, NextToken
 from phial.train.optim import OptimizerConfig
@@ -181,3 +182,6 @@ def test_flops_of_a_token() -> None:
     """By hand: 2 layers of q, k, v, o and three of the MLP, the tied output matrix, and attention over 16 tokens."""
     layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64
     assert flops_per_token(tiny_model(), 16) == 6 * (2 * layer + 64 * 32) + 12 * 2 * 4 * 8 * 16
+    add_lora(adapted := tiny_model(), LoraConfig(rank=2, targets=("q_proj",)))
+    frozen, learnt = 2 * layer + 64 * 32, 2 * 2 * (32 + 32)
+    assert flops_per_token(adapted, 16) == 4 * frozen + 6 * learnt + 12 * 2 * 4 * 8 * 16

@@ -1,7 +1,8 @@
 """Model FLOPs utilisation (MFU): the share of a machine's matrix products that the model's own arithmetic fills.
 
 Counted as in PaLM (arXiv 2204.02311, appendix B): 6 a token for each weight of a matrix product, forward and backward,
-and 12 L H Q T for attention over T tokens, as if no mask hid any. Recomputed layers and optimisers count for nothing.
+4 where it is frozen, and 12 L H Q T for attention over T tokens, as if no mask hid any. Recomputed layers, decoded
+blocks and optimisers count for nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from phial.config import ModelConfig
+from phial.train.quantized import QuantizedLinear
 
 # Dense bf16 FLOP/s of the makers' data sheets; the longest name that fits counts.
 BF16_PEAKS = {
@@ -27,12 +29,16 @@ def flops_per_token(model: nn.Module, length: int) -> float:
     A matrix of embeddings that is only looked up is left out; a tied one is the output matrix as well.
     """
     config = getattr(model, "config", None)
-    weights = sum(p.numel() for p in model.parameters() if p.ndim >= 2)
+    matrices = [p for name, p in model.named_parameters() if p.ndim >= 2 and not _looked_up(name, config)]
+    flops = sum((6.0 if p.requires_grad else 4.0) * p.numel() for p in matrices)
+    flops += sum(4.0 * m.out_features * m.in_features for m in model.modules() if isinstance(m, QuantizedLinear))
     if not isinstance(config, ModelConfig):
-        return 6.0 * weights
-    if not config.tie_embeddings:
-        weights -= config.n_vocab * config.n_embd
-    return 6.0 * weights + 12.0 * config.n_layer * config.n_head * config.head_dim * length
+        return flops
+    return flops + 12.0 * config.n_layer * config.n_head * config.head_dim * length
+
+
+def _looked_up(name: str, config: object) -> bool:
+    return name.endswith("embed_tokens.weight") and isinstance(config, ModelConfig) and not config.tie_embeddings
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
