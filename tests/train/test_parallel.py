@@ -133,6 +133,9 @@ def test_adapters_learn_in_two_processes_as_in_one(tmp_path: Path) -> None:
     settings = {**TEN, "lora": True, "ema": 0.9, "optimizer": {"lr": 0.003}}
     alone(folder=str(one), **settings)
     launched(2, {"folder": str(two), **settings})
+    again = halfway(two, tmp_path / "again")
+    launched(2, settings | {"folder": str(again)})
+    assert column(again) == column(two)
     assert_same_losses(one, two, tolerance=1e-5)  # Adam makes much of A's first gradients, which are next to nothing
     alike, other = (torch.load(folder / "model.pt") for folder in (one, two))
     assert alike.keys() == other.keys() and any(".lora_A." in name for name in alike)

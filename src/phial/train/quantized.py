@@ -41,7 +41,7 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        y: Tensor = _Product.apply(x, self.blocks, self.kind)  # type: ignore[no-untyped-call]
+        y: Tensor = _product(x, self.blocks, self.kind)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
@@ -54,6 +54,12 @@ def dequantized(layer: nn.Linear | QuantizedLinear) -> nn.Linear:
     plain.weight = nn.Parameter(decode(layer.blocks, layer.kind), requires_grad=False)
     plain.bias = layer.bias  # type: ignore[assignment]
     return plain
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # its strips would break a graph in many places
+def _product(x: Tensor, blocks: Tensor, kind: GGMLType) -> Tensor:
+    y: Tensor = _Product.apply(x, blocks, kind)  # type: ignore[no-untyped-call]
+    return y
 
 
 class _Product(torch.autograd.Function):
