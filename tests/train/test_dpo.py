@@ -126,18 +126,43 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_its_reference_is_not_computed_aga
         run("stopped", PAIRS[:3])
 
 
+def _arguments(file: Path, folder: Path, run: str, epochs: int, batch: int) -> list[str]:
+    """Of a command over PAIRS."""
+    rows = [{"chosen": p.chosen, "rejected": p.rejected} for p in PAIRS]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    settings = (
+        f"epochs = {epochs}\nbatch = {batch}\nrow = 64\n[loop]\ncheckpoint_every = 1\n[loop.optimizer]\nlr = 1e-4\n"
+    )
+    (folder / "dpo.toml").write_text(settings, "utf-8")
+    pairs, config = str(folder / "pairs.jsonl"), str(folder / "dpo.toml")
+    held = ["--validation", pairs]
+    return ["-m", "phial", "train", "dpo", str(file), pairs, *held, "-c", config, "-o", str(folder / run)]
+
+
+@pytest.mark.slow
+def test_two_processes_compute_the_reference_and_the_losses_of_one(file: Path, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    for launcher, run in (([sys.executable], "one"), (torchrun, "two")):
+        arguments = _arguments(file, tmp_path, run, epochs=3, batch=3)  # pairs are in two epochs of one step
+        done = subprocess.run([*launcher, *arguments], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    one, two = (np.load(tmp_path / run / "reference.npy") for run in ("one", "two"))
+    assert np.isfinite(one).all() and two == pytest.approx(one, abs=1e-5)
+    ours, theirs = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("one", "two"))
+    assert len(ours) == 4 and theirs[0]["rewards/margin"] == 0
+    for a, b in zip(ours, theirs, strict=True):
+        for name in ("loss", "rewards/margin", "grad_norm", "count", "length/chosen"):
+            assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-5), name
+    assert theirs[-1]["validation/loss"] == pytest.approx(ours[-1]["validation/loss"], rel=1e-5)
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(file: Path, tmp_path: Path) -> None:
     """kill -9 in the middle, twice; then the same command to its end."""
-    rows = [{"chosen": p.chosen, "rejected": p.rejected} for p in PAIRS]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    settings = "epochs = 20\nbatch = 2\nrow = 64\n[loop]\ncheckpoint_every = 1\n[loop.optimizer]\nlr = 1e-4\n"
-    (tmp_path / "dpo.toml").write_text(settings, "utf-8")
 
     def command(run: str) -> list[str]:
-        pairs, config = str(tmp_path / "pairs.jsonl"), str(tmp_path / "dpo.toml")
-        code = "import sys; from phial.cli import main; sys.exit(main())"
-        return [sys.executable, "-c", code, "train", "dpo", str(file), pairs, "-c", config, "-o", str(tmp_path / run)]
+        return [sys.executable, *_arguments(file, tmp_path, run, epochs=20, batch=2)]
 
     subprocess.run(command("whole"), check=True, capture_output=True)
     for after in (3, 11):

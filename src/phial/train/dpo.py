@@ -123,7 +123,8 @@ def dpo(
     if processes.rank == 0:
         _say_all(learnt, measured, talk, data, config, tell)
     model = start.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    guards = Guards(config.guards, lambda pair, chosen: _described(learnt, start, pair, chosen), tell)
+    warn = tell if processes.rank == 0 else _silent
+    guards = Guards(config.guards, lambda pair, chosen: _described(learnt, start, pair, chosen), warn)
     about = _about(config, start, learnt, measured, talk)
     evaluate, before = _prepared(config, model, data, measured, folder, about, processes, tell)
     try:
@@ -197,6 +198,10 @@ def _chats(chats: Sequence[Chat], start: Start, config: DpoConfig) -> Encoded | 
     """Chats to learn beside the pairs, too long ones an error. Raises PhialError as encode_chats()."""
     settings = SftConfig(sequence=side_of(config, start), date=config.date)
     return encode_chats(chats, start, settings) if chats else None
+
+
+def _silent(text: str) -> None:
+    """For processes but the first."""
 
 
 def _about(

@@ -77,7 +77,8 @@ def fill_reference(
                     stored.flush()
             if first and time.monotonic() > said + _PATIENCE:
                 said = time.monotonic()
-                tell(f"reference: {done:,} of {data.visits:,} pairs")
+                total = min(data.visits, len(data.pairs))
+                tell(f"reference: {min(done, total):,} of {total:,} pairs")
 
 
 def _step(model: nn.Module, data: PairBatches, step: int, processes: Processes) -> None:
