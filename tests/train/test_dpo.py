@@ -26,6 +26,7 @@ from phial.gguf.formats import GGMLType
 from phial.train.chats import Chat
 from phial.train.dpo import DpoConfig, dpo, encoded_pairs
 from phial.train.dpo_guards import GuardConfig, Guards
+from phial.train.greedy import greedy_answers
 from phial.train.metrics import read_metrics
 from phial.train.pair_batches import PairBatches
 from phial.train.preference import Seen
@@ -61,6 +62,7 @@ def test_a_run_begins_at_the_reference_exactly(
     (row,) = read_metrics(tmp_path / "metrics.jsonl")
     for found in (row, {name.removeprefix("validation/"): value for name, value in result["before"].items()}):
         assert found["loss"] == pytest.approx(math.log(2), abs=1e-7)
+        assert "repetition/sampled" in found or found is row
         for name in ("rewards/margin", "rewards/chosen", "rewards/accuracy", "ratio/rejected", "kl"):
             assert found[name] == 0.0, name
     assert result["after"]["validation/loss"] != result["before"]["validation/loss"]
@@ -233,6 +235,35 @@ def test_guards_judge_a_whole_window_and_leave_a_healthy_run_alone(values: dict[
         guards.check(_row(4, **values))
     first = "-2.00 nats a token: pair 8 True" if "collapse" in said else "margin -1.00: pair 7 False"
     assert said in error.value.message and error.value.message.splitlines()[1].strip() == first
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(0.35, ""), (0.45, "the model repeats itself: 45% of what it writes, 10%")]
+)
+def test_a_model_that_begins_to_loop_is_caught_when_it_is_measured(share: float, said: str) -> None:
+    guards = Guards(GuardConfig(), lambda number, chosen: "")
+    guards.before, guards.samples = 0.1, [("'he'", 0.0), ("'it it it'", 0.9)]
+    guards.check(_row(1))
+    row = _row(2) | {"validation/repetition/sampled": share}
+    if not said:
+        guards.check(row)
+        return
+    with pytest.raises(PhialError) as error:
+        guards.check(row)
+    assert said in error.value.message and error.value.message.splitlines()[1].strip() == "90%: 'it it it'"
+
+
+def test_what_is_sampled_is_what_the_model_likes_best(file: Path) -> None:
+    model, prompts = open_start(file).model, [[5, 6, 7], [8, 9, 10, 11, 12]]
+    wanted = []
+    for prompt in prompts:
+        ids = list(prompt)
+        for _ in range(4):
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+        wanted.append(ids[len(prompt) :])
+    assert greedy_answers(model, prompts, 4, ()) == wanted
+    cut = greedy_answers(model, prompts, 4, {wanted[0][2]})
+    assert cut[0] == wanted[0][: wanted[0].index(wanted[0][2])]
 
 
 def test_old_steps_leave_the_window() -> None:

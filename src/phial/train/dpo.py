@@ -21,13 +21,14 @@ from phial.errors import PhialError
 from phial.manifest import write_json
 from phial.model.transformer import Transformer
 from phial.train.chats import Chat
-from phial.train.dpo_guards import GuardConfig, Guards
+from phial.train.dpo_guards import SAMPLED, GuardConfig, Guards
 from phial.train.dpo_pictures import draw_preferences
+from phial.train.greedy import greedy_answers
 from phial.train.loop import Evaluate, LoopConfig, autocast, train
 from phial.train.lora import LoraConfig
 from phial.train.objective import IGNORED
 from phial.train.pair_batches import PairBatches
-from phial.train.pair_encoding import EncodedPairs, encode_pairs
+from phial.train.pair_encoding import EncodedPairs, encode_pairs, repetition
 from phial.train.pairs import Pair
 from phial.train.preference import Preference
 from phial.train.processes import OneProcess, Processes
@@ -126,7 +127,7 @@ def dpo(
     warn = tell if processes.rank == 0 else _silent
     guards = Guards(config.guards, lambda pair, chosen: _described(learnt, start, pair, chosen), warn)
     about = _about(config, start, learnt, measured, talk)
-    evaluate, before = _prepared(config, model, data, measured, folder, about, processes, tell)
+    evaluate, before = _prepared(config, start, model, data, measured, folder, about, guards, processes, tell)
     try:
         last = train(
             model, data, _objective(config, guards), config.loop.model_copy(update={"steps": data.steps}), folder,
@@ -145,11 +146,13 @@ def dpo(
 
 def _prepared(
     config: DpoConfig,
+    start: Start,
     model: nn.Module,
     data: PairBatches,
     measured: EncodedPairs | None,
     folder: Path,
     about: dict[str, Any],
+    guards: Guards,
     processes: Processes,
     tell: Say,
 ) -> tuple[Evaluate | None, dict[str, float]]:
@@ -163,12 +166,18 @@ def _prepared(
         for batches, name, key, learnt in sets:
             depends = {**known, "data": about[key]}
             fill_reference(model, batches, folder / name, depends, config.loop, processes, tell, learnt=learnt)
-    if held is None:
+    if held is None or measured is None:
         return None, {}
-    evaluate = _held_out(held, config)
+    pairs, samples = _held_out(held, config), _sampling(measured, start, guards)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        return pairs(model) | samples(model)
+
     model.eval()
     with torch.no_grad(), autocast(model, config.loop):
-        return evaluate, evaluate(model)
+        before = evaluate(model)
+    guards.before = before.get(SAMPLED)
+    return evaluate, before
 
 
 def _held_out(held: PairBatches, config: DpoConfig) -> Evaluate:
@@ -183,6 +192,22 @@ def _held_out(held: PairBatches, config: DpoConfig) -> Evaluate:
                 for name, value in found.sums.items():
                     sums[name] = sums.get(name, 0.0) + float(value)
         return {f"validation/{name}": total / held.visits for name, total in sums.items() if name != "chats"}
+
+    return evaluate
+
+
+def _sampling(measured: EncodedPairs, start: Start, guards: Guards) -> Evaluate:
+    """How much the model repeats itself after the first held-out prompts; the guards keep what it writes."""
+    chosen = [example.chosen for example in measured.examples[: guards.config.samples]]
+    prompts = [side.tokens[: int((side.targets != IGNORED).argmax()) + 1].tolist() for side in chosen]
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        if guards.config.action == "off" or not guards.config.sampled:
+            return {}
+        found = greedy_answers(model, prompts, guards.config.sample_tokens, start.tokenizer.eog_ids)
+        shares = [repetition(ids) for ids in found]
+        guards.samples = [(_text(ids, start), share) for ids, share in zip(found, shares, strict=True)]
+        return {SAMPLED: sum(shares) / len(shares)}
 
     return evaluate
 
@@ -219,9 +244,13 @@ def _described(pairs: EncodedPairs, start: Start, number: int, chosen: bool) -> 
     """Where a pair stands and the beginning of one of its answers, on one line."""
     pair = pairs.examples[number]
     targets = (pair.chosen if chosen else pair.rejected).targets
-    ids = targets[targets != IGNORED].tolist()
+    return f"{pair.where}, {'chosen' if chosen else 'rejected'}: {_text(targets[targets != IGNORED].tolist(), start)}"
+
+
+def _text(ids: Sequence[int], start: Start) -> str:
+    """The beginning of what ids say, quoted, on one line."""
     text = b"".join(start.tokenizer.token_bytes(i) for i in ids).decode("utf-8", "replace")
-    return f"{pair.where}, {'chosen' if chosen else 'rejected'}: {text[:_SHOWN]!r}"
+    return repr(text[:_SHOWN])
 
 
 def say_pairs(encoded: EncodedPairs, what: str, tell: Say) -> None:

@@ -7,7 +7,11 @@
     repetition   they repeat themselves more than both, by `repetition`: the share of an answer's runs of four tokens
                  that it has had before.
 
-A window has the last `window` pairs at least; until there are as many, nothing is said.
+    samples      what the model writes, the likeliest token every time, after the first held-out prompts: where runs of
+                 four tokens repeat by `sampled` more than they did before training, it has begun to loop.
+
+A window has the last `window` pairs at least; until there are as many, the first three say nothing. The last one looks
+when held-out pairs are measured.
 """
 
 from __future__ import annotations
@@ -36,6 +40,12 @@ class GuardConfig(BaseModel):
     collapse: float = Field(0.5, ge=0, description="nats a token")
     length: float = Field(1.2, ge=0, description="times as long, or as short")
     repetition: float = Field(0.1, ge=0, description="of the runs of four tokens, more than otherwise")
+    sampled: float = Field(0.3, ge=0, description="the same, of what the model writes")
+    samples: int = Field(4, gt=0, description="held-out prompts that it is given")
+    sample_tokens: int = Field(32, gt=0, description="that it writes at most; each costs a pass over all samples")
+
+
+SAMPLED = "validation/repetition/sampled"
 
 
 class Example(NamedTuple):
@@ -52,6 +62,10 @@ class Guards:
     Args:
         describe: a pair's text, given its number and whether the chosen answer is meant.
         warn: is told what a guard found where the action is "warn", once for each guard.
+
+    Attributes:
+        samples: what the model wrote when last asked, and how much of each is repeated.
+        before: the mean of that before training; None where nothing was sampled.
     """
 
     def __init__(
@@ -64,6 +78,8 @@ class Guards:
         self._rows: deque[Row] = deque()
         self._examples: deque[Example] = deque(maxlen=config.window)
         self._warned: set[str] = set()
+        self.samples: list[tuple[str, float]] = []
+        self.before: float | None = None
 
     def see(self, seen: Seen) -> None:
         """Keep a micro-batch's pairs."""
@@ -78,9 +94,10 @@ class Guards:
         self._rows.append(row)
         while sum(r["count"] for r in self._rows) - self._rows[0]["count"] >= self.config.window:
             self._rows.popleft()
-        if self.config.action == "off" or sum(r["count"] for r in self._rows) < self.config.window:
+        if self.config.action == "off":
             return
-        for guard in (self._collapse, self._length, self._repetition):
+        full = sum(r["count"] for r in self._rows) >= self.config.window
+        for guard in (self._samples, *((self._collapse, self._length, self._repetition) if full else ())):
             found = guard()
             if found and self.config.action == "stop":
                 raise PhialError(f"step {row['step']}: {found}", _HINT)
@@ -118,6 +135,13 @@ class Guards:
             f"rewards follow repetition: {preferred:.0%} of the answers they prefer is repeated, {chosen:.0%} of the "
             f"chosen ones, {toss:.0%} of both{_listed(self._misjudged())}"
         )
+
+    def _samples(self) -> str:
+        now = self._rows[-1].get(SAMPLED)
+        if not self.config.sampled or now is None or self.before is None or now <= self.before + self.config.sampled:
+            return ""
+        texts = [f"{share:.0%}: {text}" for text, share in sorted(self.samples, key=lambda sample: -sample[1])]
+        return f"the model repeats itself: {now:.0%} of what it writes, {self.before:.0%} before{_listed(texts)}"
 
     def _trait(self, name: str) -> tuple[float, float, float]:
         """Of the preferred answers, of the chosen ones, and of a toss between the two sides."""
