@@ -30,6 +30,9 @@ PATTERN = BlockPattern(n_head=6, block=4, local_blocks=2, stride=3)
 LENGTHS = (30, 1, 90, 64, 15)  # of the documents packed into a row of 200, about an original length of 64
 IDS = torch.tensor([i % 2 for i, length in enumerate(LENGTHS) for _ in range(length)])
 DOCUMENTS = torch.stack([IDS, IDS.flip(0)])
+TRUNK = [(10, 12, 8), (1, 0, 0), (30, 25, 35), (0, 40, 24), (5, 0, 10)]  # of each document: trunk, two branches
+BRANCH = torch.tensor([b for sizes in TRUNK for b, n in enumerate(sizes) for _ in range(n)])
+BRANCHES = torch.stack([BRANCH, torch.zeros_like(BRANCH)])
 TINY: dict[str, Any] = {"n_vocab": 50, "n_embd": 36, "n_layer": 2, "n_head": 6, "n_head_kv": 2, "head_dim": 12}
 WINDOW = replace(PRESETS["phi-3-mini-4k"], **TINY, n_ff=40, rope_dim=12, sliding_window=20, n_ctx_train=256)
 FACTORS = {"rope_short_factors": (1.0, 1.1, 1.2, 1.3), "rope_long_factors": (1.2, 2.0, 4.0, 7.0)}
@@ -64,6 +67,9 @@ def masks() -> Iterator[tuple[str, KeyMask]]:
     yield "documents", KeyMask(packed)
     yield "documents and window", KeyMask(packed, window=20)
     yield "documents and pattern", KeyMask(packed, pattern=PATTERN)
+    branched = token_places(DOCUMENTS, documents=DOCUMENTS, branches=BRANCHES)
+    yield "branches", KeyMask(branched)
+    yield "branches and window", KeyMask(branched, window=20)
     yield "both ways", KeyMask(rows, causal=False)
     yield "documents both ways", KeyMask(packed, causal=False)
 
@@ -80,13 +86,18 @@ def inputs(width: int = 12, seed: int = 0) -> list[Tensor]:
 def test_the_mask_is_that_of_the_definition(name: str) -> None:
     mask = MASKS[name]
     bounds = [0, *torch.tensor(LENGTHS).cumsum(0).tolist()]
-    head = 4
+    head, branched = 4, mask.places.branches is not None
+    spread = [number for number, sizes in enumerate(TRUNK) for _ in range(sum(sizes))]
+    branch = BRANCH.tolist() if branched else [0] * 200
+    # how far a token of a second branch is from its trunk: as if the first one were not there
+    jump = [TRUNK[n][1] * (b == 2) * branched for n, b in zip(spread, BRANCH.tolist(), strict=True)]
     seen = mask.dense.expand(2, 6, 200, 200)[0, head].tolist()
     for begin, end in pairwise(bounds if mask.places.documents is not None else [0, 200]):
         for q in range(begin, end):
             for k in range(200):
                 expected = begin <= k < (q + 1 if mask.causal else end)
-                expected = expected and (mask.window is None or k > q - mask.window)
+                expected = expected and branch[k] in (0, branch[q])
+                expected = expected and (mask.window is None or k - jump[k] > q - jump[q] - mask.window)
                 if mask.pattern is not None:
                     i, j = (q - begin) // 4, (k - begin) // 4  # blocks begin with the document
                     expected = expected and (i - j < 2 or (j + head + 1) % 3 == 0)
@@ -216,6 +227,49 @@ def test_gradients_of_packed_documents_are_those_of_each_alone() -> None:
         model(document[None]).square().sum().backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(packed[name], parameter.grad, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flex", "blockwise", "plain"])
+@torch.no_grad()
+def test_each_branch_gives_what_it_gives_alone_after_its_trunk(attention: str) -> None:
+    model, alone = make_model(WINDOW, attention), make_model(WINDOW, "plain")
+    tokens = random_tokens(2, 200)
+    packed = model(tokens, documents=DOCUMENTS, branches=BRANCHES)[0]
+    for sizes, document, logits in zip(TRUNK, tokens[0].split(LENGTHS), packed.split(LENGTHS), strict=True):
+        trunk, *branches = document.split(sizes)
+        parts = logits.split(sizes)
+        for branch, found in zip(branches, parts[1:], strict=True):
+            if len(branch):
+                expected = alone(torch.cat([trunk, branch])[None])[0]
+                torch.testing.assert_close(torch.cat([parts[0], found]), expected, atol=1e-5, rtol=0)
+
+
+def test_gradients_of_branches_are_those_of_each_alone() -> None:
+    model, tokens = make_model(WINDOW, "auto"), random_tokens(1, 200)
+    out = model(tokens, documents=DOCUMENTS[:1], branches=BRANCHES[:1])
+    out[0, BRANCH > 0].square().sum().backward()
+    packed = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    for sizes, document in zip(TRUNK, tokens[0].split(LENGTHS), strict=True):
+        trunk, *branches = document.split(sizes)
+        for branch in branches:
+            if len(branch):
+                model(torch.cat([trunk, branch])[None])[0, len(trunk) :].square().sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(packed[name], parameter.grad, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("branches", "documents", "named"),
+    [
+        (torch.zeros(2, 6, dtype=torch.long), None, "without documents"),
+        (torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 6, dtype=torch.long), r"\(2, 5\)"),
+        (torch.tensor([[0, 1, 1, 2, 2, 1]] * 2), torch.zeros(2, 6, dtype=torch.long), "not in order"),
+    ],
+)
+def test_branches_that_do_not_fit_are_refused(branches: Tensor, documents: Tensor | None, named: str) -> None:
+    with pytest.raises(ArgumentError, match=named):
+        token_places(torch.zeros(2, 6, dtype=torch.long), documents=documents, branches=branches)
 
 
 @pytest.mark.parametrize(

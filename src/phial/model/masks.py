@@ -47,12 +47,14 @@ class KeyMask:
     def sees(self, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """Whether a query sees a key, for indices of any shapes that broadcast together."""
         seen = key <= query if self.causal else torch.ones_like(key + query, dtype=torch.bool)
+        if self.places.documents is not None:
+            number, position, branch = self.places.documents, self.places.positions, self.places.branches
+            seen = seen & (number[row, query] == number[row, key])
+            if branch is not None:
+                seen = seen & ((branch[row, key] == 0) | (branch[row, key] == branch[row, query]))
+            query, key = position[row, query], position[row, key]
         if self.window is not None:
             seen = seen & (key > query - self.window)
-        if self.places.documents is not None:
-            number, position = self.places.documents, self.places.positions
-            seen = seen & (number[row, query] == number[row, key])
-            query, key = position[row, query], position[row, key]
         if self.pattern is not None:
             seen = seen & self.pattern.sees(head, query, key)
         return seen
@@ -73,9 +75,10 @@ class KeyMask:
         strips = []
         for first in range(0, len(place), STRIP):
             queries = slice(first, min(first + STRIP, len(place)))
-            since = first - int(self.places.positions[:, first].max())  # where the longest document there began
-            until = queries.stop if self.causal else self._end(queries.stop - 1)
-            keys = slice(since if self.window is None else max(since, first - self.window + 1), until)
+            since = 0 if self.places.starts is None else int(self.places.starts[:, first].min())
+            if self.window is not None and self.places.branches is None:  # else the window is behind other branches
+                since = max(since, first - self.window + 1)
+            keys = slice(since, queries.stop if self.causal else self._end(queries.stop - 1))
             seen = self.sees(row, head, place[queries].view(1, 1, -1, 1), place[keys])
             strips.append(Strip(queries, keys, torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)))
         return strips

@@ -119,13 +119,19 @@ class Decoder(nn.Module):
         norms = (self._norm(), self._norm())
         return DecoderLayer(norms, Attention(self.config, path), SwiGLU(self.config), dropout)
 
-    def forward(self, tokens: Tensor, lengths: Sequence[int] | None = None, documents: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        lengths: Sequence[int] | None = None,
+        documents: Tensor | None = None,
+        branches: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states, (B, T, D); arguments as Transformer.forward's."""
         if lengths is not None and not self.config.causal:  # which keeps the padding out of the tokens before it
             token_places(tokens, lengths, documents)  # says what is wrong with the arguments
             ends = torch.tensor(lengths, device=tokens.device)[:, None]
             lengths, documents = None, (torch.arange(tokens.shape[1], device=tokens.device) >= ends).long()
-        places = token_places(tokens, lengths, documents)
+        places = token_places(tokens, lengths, documents, branches)
         tables = rotary_tables(self.config, places)
         mask = KeyMask(places, self.config.sliding_window, causal=self.config.causal)
         x: Tensor = self.dropout(self.embed_tokens(tokens))
@@ -163,6 +169,7 @@ class Transformer(nn.Module):
         lengths: Sequence[int] | None = None,
         documents: Tensor | None = None,
         head: Head | None = None,
+        branches: Tensor | None = None,
     ) -> Any:
         """Logits, (B, T, V), of rows of token ids, (B, T).
 
@@ -172,11 +179,13 @@ class Transformer(nn.Module):
                 equal ids is one. Tokens see their own document alone, and their positions begin with it.
             head: what to return instead of logits, made of hidden states (B, T, D) and the output matrix (V, D): a loss
                 that never holds all logits, or the hidden states themselves.
+            branches: for documents that branch, 0 for each token of the trunk, then 1, 2, ... for those of its
+                continuations, (B, T) integers: a branch sees the trunk and itself, as if it alone followed.
 
-        Each row's, and each document's, LongRoPE factors follow from its own length. Raises ArgumentError if lengths or
-        documents do not fit the tokens, or where both are given.
+        Each row's, and each document's, LongRoPE factors follow from its own length, with its longest branch. Raises
+        ArgumentError if lengths, documents or branches do not fit the tokens, or where the first two are given.
         """
-        x: Tensor = self.model(tokens, lengths, documents)
+        x: Tensor = self.model(tokens, lengths, documents, branches)
         weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         return (head or functional.linear)(x, weight)
 
