@@ -146,7 +146,8 @@ def run_phial(what: str, folder: Path, examples: list[Talk], clock: Clock, optio
             train(model, Packed(examples, batch, clock), NextToken(), config, Path(run), quiet=True)
         else:
             pairs = [
-                PairExample(marked(t.prompt, t.chosen), marked(t.prompt, t.rejected), "", (0, 0)) for t in examples
+                PairExample(marked(t.prompt, t.chosen), marked(t.prompt, t.rejected), "", len(t.prompt) - 1)
+                for t in examples
             ]
             data = Ticking(pairs, batch, ROW, shuffle=False)
             clock.started = clock.now()

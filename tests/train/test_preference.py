@@ -18,7 +18,7 @@ from phial.gguf.formats import GGMLType
 from phial.train.chat_packing import Example, example_of
 from phial.train.objective import IGNORED
 from phial.train.pair_batches import PairBatches
-from phial.train.pair_encoding import PairExample, encode_pairs
+from phial.train.pair_encoding import PairExample, encode_pairs, shared_tokens
 from phial.train.pairs import Pair
 from phial.train.preference import Preference, preference_loss
 from phial.train.start import Start, export, open_start
@@ -76,6 +76,16 @@ def test_what_is_learnt_is_the_last_answer_and_its_end_alone(start: Start) -> No
         for side, answer in ((example.chosen, chosen), (example.rejected, rejected)):
             learnt = side.targets[side.targets != IGNORED].tolist()
             assert learnt == [*text.encode(answer, add_bos=False), text.special_tokens["<|end|>"]]
+
+
+def test_what_both_sides_begin_with_is_shared_up_to_the_prompts_last_token() -> None:
+    def side(*ids: int) -> Example:
+        return example_of(ids, [i >= 3 for i in range(len(ids))])
+
+    assert shared_tokens(side(5, 6, 7, 8), side(5, 6, 7, 8, 9)) == 2
+    assert shared_tokens(side(5, 6, 7, 8), side(5, 3, 7, 8)) == 1  # the prompt's tokens differ: an answer joined to it
+    assert shared_tokens(side(5, 6, 7, 8), side(5, 6, 7, 8, 9), turn=3) == 0  # sides of 3 and 4 tokens turn otherwise
+    assert shared_tokens(side(5, 6, 7, 8), side(5, 6, 7, 8, 9), turn=4) == 2
 
 
 class _Noted(PairBatches):
@@ -163,24 +173,25 @@ def test_prompt_tokens_have_no_gradient(start: Start) -> None:
     kept: list[Tensor] = []
 
     class Hidden(torch.nn.Module):
-        def forward(self, tokens: Tensor, documents: Tensor, head: Any) -> Any:
+        def forward(self, tokens: Tensor, documents: Tensor, head: Any, branches: Tensor) -> Any:
             def noting(hidden: Tensor, weight: Tensor) -> Any:
                 kept.append(hidden.detach().requires_grad_())
                 return head(kept[-1], weight)
 
-            return start.model(tokens, documents=documents, head=noting)
+            return start.model(tokens, documents=documents, head=noting, branches=branches)
 
     Preference()(Hidden(), batch).total.backward()
     moved = kept[0].grad.abs().sum(-1) > 0
     answered = torch.zeros_like(moved)
     done = 0
     for one in (PAIRS[i] for i in batch["pairs"]):
+        done += len(start.template.encode(one.chosen[:-1], start.tokenizer)) - 1
         for messages in (one.chosen, one.rejected):
-            first = len(start.template.encode(messages[:-1], start.tokenizer))
             answer = len(start.tokenizer.encode(messages[-1]["content"], add_bos=False)) + 1
-            answered[0, done + first - 1 : done + first - 1 + answer] = True
-            done += first - 1 + answer
-    assert torch.equal(moved, answered) and answered.sum() < answered.numel() / 2
+            answered[0, done : done + answer] = True
+            done += answer
+    assert done == answered.numel()  # every prompt once but for its last token
+    assert torch.equal(moved, answered) and not answered.all()
 
 
 def test_pairs_and_chats_of_a_step_are_whole_and_each_is_read_once_an_epoch(start: Start) -> None:
@@ -201,8 +212,9 @@ def test_pairs_and_chats_of_a_step_are_whole_and_each_is_read_once_an_epoch(star
             width = max(64, data.pairs[batch["pairs"][0]].tokens) if n else 64
             assert batch["tokens"].shape[1] <= width
             if n:
-                sides = batch["documents"][batch["targets"] != IGNORED].unique().tolist()
-                assert sides == list(range(2 * n))
+                learnt_at = batch["targets"] != IGNORED
+                sides = torch.stack([batch["documents"][learnt_at], batch["branches"][learnt_at]]).unique(dim=1)
+                assert sides.T.tolist() == [[i, side] for i in range(n) for side in (1, 2)]
             else:
                 learnt += int((batch["targets"] != IGNORED).sum())
                 scaled += float(batch["scale"]) * int((batch["targets"] != IGNORED).sum())

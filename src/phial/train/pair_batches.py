@@ -1,8 +1,8 @@
 """Preference pairs as training batches: whole pairs, several in a row, none seeing another, no padding.
 
 A step has as many pairs as the configuration says. They are dealt into rows of about `row` tokens, each run alone, so
-that no row is wider than what it holds; both sides of a pair stand in one row, as documents of their own. All of it
-follows from the seed and the step: a run that goes on at step s needs s and nothing else.
+that no row is wider than what it holds; both sides of a pair stand in one row, as branches of the prompt, which is
+computed once. All of it follows from the seed and the step: a run that goes on at step s needs s and nothing else.
 """
 
 from __future__ import annotations
@@ -71,9 +71,13 @@ class PairBatches:
         return batches
 
     def pair_row(self, pairs: Sequence[int]) -> Batch:
-        """A row: as chat_packing.stacked_chats(), documents 2i and 2i + 1 being pair i's sides; and "pairs" (P,),
-        "reference" (1, T), log-probabilities at the targets, and "repetition" (P, 2)."""
-        batch = stacked_chats([[side for p in pairs for side in (self.pairs[p].chosen, self.pairs[p].rejected)]])
+        """A row: "tokens", "targets", "documents" and "branches", (1, T), document i being the row's pair i, its two
+        branches chosen and rejected; "pairs" (P,), their numbers; "reference" (1, T), log-probabilities at the targets;
+        "repetition" (P, 2)."""
+        parts = [_branched(self.pairs[p], i) for i, p in enumerate(pairs)]
+        names = ("tokens", "targets", "documents", "branches")
+        arrays = (np.concatenate(part).astype(np.int64)[None] for part in zip(*parts, strict=True))
+        batch = {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
         reference = torch.zeros(batch["targets"].shape)
         known = np.concatenate([self.reference[self.tokens_of(p)] for p in pairs])
         reference[batch["targets"] != IGNORED] = torch.from_numpy(known)
@@ -99,6 +103,18 @@ class PairBatches:
         seeds = {epoch: [self.seed, epoch, stream] for epoch, _ in own}
         orders = {epoch: np.random.default_rng(seed).permutation(size) for epoch, seed in seeds.items()}
         return [int(orders[epoch][place]) for epoch, place in own]
+
+
+def _branched(pair: PairExample, document: int) -> tuple[NDArray[np.integer], ...]:
+    """Tokens, targets, documents and branches of a pair."""
+    (tokens, targets), (other_tokens, other_targets), shared = pair.chosen, pair.rejected, pair.shared
+    sizes = [shared, len(tokens) - shared, len(other_tokens) - shared]
+    return (
+        np.concatenate([tokens, other_tokens[shared:]]),
+        np.concatenate([targets, other_targets[shared:]]),
+        np.full(sum(sizes), document),
+        np.repeat(np.arange(3), sizes),
+    )
 
 
 def answer_tokens(example: Example) -> int:

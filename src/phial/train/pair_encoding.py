@@ -40,18 +40,20 @@ class PairExample(NamedTuple):
     """A pair as training has it.
 
     Attributes:
+        shared: tokens at the beginning that both sides have and no loss depends on there; they are computed once.
         repetition: of each side, see repetition().
     """
 
     chosen: Example
     rejected: Example
     where: str
-    repetition: tuple[float, float]
+    shared: int = 0
+    repetition: tuple[float, float] = (0.0, 0.0)
 
     @property
     def tokens(self) -> int:
-        """Of both sides."""
-        return len(self.chosen.tokens) + len(self.rejected.tokens)
+        """That are computed."""
+        return len(self.chosen.tokens) + len(self.rejected.tokens) - self.shared
 
 
 class EncodedPairs(NamedTuple):
@@ -107,6 +109,8 @@ def encode_pairs(
     Raises PhialError, with file and row, for a pair that the template cannot render without loss, and for an unfit one
     where that is "stop"; where no example is left.
     """
+    config = start.model.config
+    turn = config.rope_original_context if config.rope_long_factors is not None else None
     examples, left_out, count, joined, ends = list[PairExample](), list[str](), 0, 0, set[int]()
     for pair in pairs:
         count += 1
@@ -121,7 +125,7 @@ def encode_pairs(
         ends |= {answer[-1] for answer in answers}
         chosen, rejected = (example_of(side.ids, side.answered) for side in sides)
         traits = (repetition(answers[0]), repetition(answers[1]))
-        examples.append(PairExample(chosen, rejected, pair.where, traits))
+        examples.append(PairExample(chosen, rejected, pair.where, shared_tokens(chosen, rejected, turn), traits))
     if not examples:
         what = f"; first {left_out[0]}" if left_out else ""
         raise PhialError(f"none of {count} pairs can be learnt{what}", "give other pairs, or raise sequence")
@@ -129,6 +133,20 @@ def encode_pairs(
     targets = sum(int((side.targets != IGNORED).sum()) for side in both)
     tokens = sum(len(side.tokens) for side in both)
     return EncodedPairs(examples, count, tokens, targets, left_out, joined, frozenset(ends))
+
+
+def shared_tokens(chosen: Example, rejected: Example, turn: int | None = None) -> int:
+    """How many tokens of two sides can be computed once: those before the prompt's last, which predicts either answer.
+
+    Args:
+        turn: sides up to so many tokens have other rotations than longer ones (LongRoPE); None: all have the same.
+    """
+    sizes = len(chosen.tokens), len(rejected.tokens)
+    if turn is not None and min(sizes) <= turn < max(sizes):
+        return 0
+    first = min(int((side.targets != IGNORED).argmax()) for side in (chosen, rejected))
+    same = chosen.tokens[:first] == rejected.tokens[:first]
+    return first if same.all() else int(same.argmin())
 
 
 def repetition(ids: Sequence[int]) -> float:

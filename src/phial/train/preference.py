@@ -46,7 +46,7 @@ def preference_loss(u: Tensor, kind: Literal["dpo", "ipo"], beta: float, label_s
 def answer_log_probs(model: nn.Module, batch: Batch) -> Tensor:
     """Log-probability of each target, (1, T), 0 where there is none."""
     head = partial(linear_log_probs, targets=batch["targets"])
-    found: Tensor = model(batch["tokens"], documents=batch["documents"], head=head)
+    found: Tensor = model(batch["tokens"], documents=batch["documents"], head=head, branches=batch["branches"])
     return found
 
 
@@ -92,7 +92,7 @@ class Preference:
         log_p = answer_log_probs(model, batch)
         n = 2 * len(batch["pairs"])
         learnt = batch["targets"] != IGNORED
-        sides = batch["documents"][learnt]
+        sides = (2 * batch["documents"] + batch["branches"] - 1)[learnt]
 
         def by_side(values: Tensor) -> Tensor:
             """Sums over the tokens of each side's answer, (P, 2)."""
