@@ -107,7 +107,7 @@ def kept(text: str, options: Sequence[str], form: str) -> str | None:
     elif form == "brackets":
         found = text[1:-1] if text.startswith("[") and text.endswith("]") else None
     else:
-        found = text
+        found = text.removesuffix(".")
     same = [option for option in options if isinstance(found, str) and found.strip().casefold() == option.casefold()]
     return same[0] if same else None
 

@@ -39,10 +39,17 @@ def checked(kind: type[Model], table: dict[str, Any], where: str) -> Model:
         return kind.model_validate(table)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the whole"
+        key = ".".join(str(part) for part in first["loc"])
         value = "" if first["type"] in ("missing", "extra_forbidden") else f" ({first.get('input')!r})"
-        what = "is not known" if first["type"] == "extra_forbidden" else first["msg"].lower()
-        raise PhialError(f"{where}: {key}{value}: {what}", _hint(kind, first["loc"])) from error
+        what = "is not known" if first["type"] == "extra_forbidden" else _said(first["msg"])
+        whose = f"{where}: {key}{value}" if first["loc"] else where  # a check of the whole names what it is about
+        raise PhialError(f"{whose}: {what}", _hint(kind, first["loc"])) from error
+
+
+def _said(message: str) -> str:
+    """pydantic's words, or a validator's own as they are."""
+    own = message.removeprefix("Value error, ")
+    return own if own != message else message.lower()
 
 
 def _hint(kind: type[BaseModel], loc: tuple[Any, ...]) -> str:
