@@ -3,6 +3,7 @@
     python bench/align_sft.py data DIR --flan flan_cot --others en_100_tree.jsonl.gz --seed 0
     phial train sft smollm2-135m DIR/chats-0.jsonl --validation DIR/held-out.jsonl -c DIR/sft-0.toml -o DIR/run-0
     phial convert DIR/run-0/model DIR/tuned-0.gguf --type q8_0
+    python bench/align_sft.py measure smollm2-135m DIR DIR/untuned.json
     python bench/align_sft.py measure DIR/tuned-0.gguf DIR DIR/tuned-0.json
     python bench/align_sft_report.py DIR/untuned.json DIR/tuned-*.json --picture docs/images/align-sft.svg
 
@@ -22,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from phial.cli.loading import model_file
 from phial.engine.language_model import EngineModel
 from phial.engine.llama import Llama
 from phial.manifest import write_json
@@ -202,14 +204,14 @@ def main() -> None:
     data.add_argument("--others", type=Path, required=True, help="Open Assistant's trees, .jsonl.gz")
     data.add_argument("--seed", type=int, default=0)
     measured = commands.add_parser("measure", help="answers and losses of a model, for report")
-    measured.add_argument("model", type=Path, help="GGUF file")
+    measured.add_argument("model", help="GGUF file (path or catalogue name)")
     measured.add_argument("folder", type=Path, help="what data wrote")
     measured.add_argument("target", type=Path, help="JSON file")
     options = parser.parse_args()
     if options.command == "data":
         prepare(options.folder, options.flan, options.others, options.seed)
     elif options.command == "measure":
-        measure(str(options.model), options.folder, options.target)
+        measure(str(model_file(options.model)), options.folder, options.target)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def draw(untuned: dict[str, Any], tuned: Sequence[dict[str, Any]], target: Path)
         if measure == "right in any form":
             guess = statistics.fmean(answer["guess"] for answer in untuned["answers"])
             axis.axvline(guess, color=INK, linewidth=1, linestyle=":")
-            axis.text(guess + 0.02, 0.02, "guessing", color=INK, fontsize=8, transform=axis.get_xaxis_transform())
+            axis.text(guess + 0.02, len(names) - 1.4, "guessing", color=INK, fontsize=8)
         axis.set_xlim(-0.03, 1.03)
         axis.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
         axis.set_yticks(range(len(names)), names if axis is axes[0] else [])
