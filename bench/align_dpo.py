@@ -32,7 +32,7 @@ from statistics import mean
 from typing import Any
 
 from phial.data.checks import repetition
-from phial.data.judge import wilson
+from phial.intervals import wilson
 
 TRAINED = ("json_object", "numbered_list", "comma_list", "one_word", "yes_no", "number_only")
 UNTRAINED = ("json_list", "bullet_list", "key_value", "begins_with", "number_words", "capitals")

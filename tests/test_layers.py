@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROWS = [
-    {"compressed", "config", "config_file", "threads", "language_model"},
+    {"compressed", "config", "config_file", "intervals", "threads", "language_model"},
     {"tokenizer", "hf", "hub", "manifest"},
     {"model", "gguf"},
     {"engine", "train", "eval", "data"},

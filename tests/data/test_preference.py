@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from phial.data.judge import wilson
 from phial.data.preference import PreferConfig, plan, prefer
 from phial.data.preference_prompts import Pair, prompt_of
 from phial.errors import ArgumentError
@@ -218,9 +217,3 @@ def test_prompts_that_nothing_ranks_are_refused_before_they_are_asked(tmp_path: 
     with pytest.raises(ArgumentError, match="no model"):
         prefer(config(), tmp_path, rows=prompts("a"))
     assert model.asked == 0
-
-
-def test_wilsons_interval() -> None:
-    assert wilson(0, 0) == (0, 1)
-    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # as in Newcombe 1998, method 3
-    assert wilson(0, 20)[0] == 0 and wilson(20, 20)[1] == 1

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from itertools import permutations
-from math import sqrt
 from typing import Any, NamedTuple
 
 from phial.data.asking import Ask, ask_of
 from phial.data.checks import schema_problem
+from phial.intervals import wilson
 from phial.language_model import Reply
 
 RUBRIC = (
@@ -28,7 +28,6 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 _TOKENS = 32  # enough for the schema's longest document
-_Z = 1.96  # of a 95 % interval
 
 
 class Comparison(NamedTuple):
@@ -138,13 +137,3 @@ class Bias:
             "position_bias": decided > 0 and not low <= 0.5 <= high,
             "agreement_of_orders": round(self._agreed / self._both, 4) if self._both else None,
         }
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share; (0, 1) where nothing was tried."""
-    if not trials:
-        return 0.0, 1.0
-    share, square = successes / trials, _Z * _Z
-    middle = (share + square / (2 * trials)) / (1 + square / trials)
-    half = _Z * sqrt(share * (1 - share) / trials + square / (4 * trials * trials)) / (1 + square / trials)
-    return max(0.0, middle - half), min(1.0, middle + half)

@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, TextIO
 
-from phial.data.judge import Bias, wilson
+from phial.data.judge import Bias
 from phial.data.preference_prompts import Gate, Pair, Prompt
+from phial.intervals import wilson
 from phial.language_model import Reply
 from phial.manifest import sha256_of, write_json
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
 
-Z = 1.959963984540054  # two-sided 95 %
+from phial import intervals
+
 _DRAWS = 4000
 
 
 class Share(NamedTuple):
     """A count of successes among n trials, with the ends of its 95 % interval."""
 
-    successes: int
+    successes: float
     n: int
     low: float
     high: float
@@ -43,14 +43,9 @@ def share(values: Sequence[bool]) -> Share:
     return wilson(sum(values), len(values))
 
 
-def wilson(count: int, n: int, z: float = Z) -> Share:
-    """Wilson's score interval: the p for which |count/n - p| = z sqrt(p (1 - p) / n)."""
-    if not n:
-        return Share(0, 0, 0.0, 1.0)
-    p, z2 = count / n, z * z
-    middle, half = p + z2 / (2 * n), z * sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    low, high = (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
-    return Share(count, n, 0.0 if count == 0 else max(low, 0.0), 1.0 if count == n else min(high, 1.0))
+def wilson(count: float, n: int) -> Share:
+    """The share of a count among n, with Wilson's interval."""
+    return Share(count, n, *intervals.wilson(count, n))
 
 
 def change(before: Sequence[float], after: Sequence[float], groups: Sequence[Hashable], seed: int = 0) -> Change:
