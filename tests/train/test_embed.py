@@ -50,7 +50,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _start(file: Path, config: EmbedConfig) -> Start:
     causal = False if config.bidirectional else None
-    return open_start(file, lora=config.lora, dropout=config.dropout, causal=causal, chat=False)
+    return open_start(file, lora=config.lora, causal=causal, chat=False)
 
 
 def _held() -> HeldOut:
@@ -166,6 +166,16 @@ def test_single_texts_without_dropout_are_an_error_and_pairs_are_not(file: Path)
     assert read(PAIRS, config, _start(file, config)).single == 0
     config = _config(dropout=0.0, lora={"dropout": 0.1})
     assert read(SINGLE, config, _start(file, config)).single == 10
+
+
+def test_dropout_is_there_for_single_texts_alone_unless_it_is_asked_for(file: Path, tmp_path: Path) -> None:
+    config = _config(lora={"dropout": 0.3})
+    start = _start(file, config)
+    assert [read(pairs, config, start).dropout for pairs in (PAIRS, SINGLE)] == [0.0, 0.1]
+    assert read(PAIRS, _config(dropout=0.2), start).dropout == 0.2
+    embed(config, start, SINGLE[:3], tmp_path / "run", _quiet)
+    rates = [m.p for m in start.model.modules() if isinstance(m, torch.nn.Dropout)]
+    assert rates.count(0.1) == 3 and set(rates) == {0.1, 0.3}  # that of the adapters is left alone
 
 
 def test_the_first_token_of_a_causal_model_is_no_vector_of_a_text(file: Path) -> None:

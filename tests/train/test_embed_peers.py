@@ -37,7 +37,7 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Any]:
     settings = {"pooling": pooling, "bidirectional": both, "batch": 3, "query_prefix": "in a: "}
     config = checked(EmbedConfig, settings, "test.toml")
     file = write_tiny(tmp_path / "tiny.gguf", "llama", GGMLType.F32)
-    start = open_start(file, dropout=config.dropout, causal=False if both else None, chat=False)
+    start = open_start(file, causal=False if both else None, chat=False)
     pairs = [TextPair(text, text[::-1], (), "row") for text in WORDS]
     folder = embed(config, start, pairs, tmp_path / "run", lambda text: None)["model"]
     vectors = embedder(start.model.eval(), config, start)(WORDS, "query")

@@ -81,7 +81,6 @@ def _run(
         model_path(model),
         lora=settings.lora,
         seed=settings.loop.seed,
-        dropout=settings.dropout,
         causal=False if settings.bidirectional else None,
         chat=False,
     )

@@ -190,6 +190,14 @@ class Transformer(nn.Module):
         return (head or functional.linear)(x, weight)
 
 
+def set_dropout(model: nn.Module, rate: float) -> None:
+    """Give a model another dropout than it was made with. Raises ArgumentError for one that leaves nothing."""
+    check_options("auto", rate)
+    for module in model.modules():
+        if isinstance(module, Decoder | DecoderLayer):
+            module.dropout.p = rate
+
+
 def initialise(module: nn.Module) -> None:
     """Matrices from a normal distribution, biases zero; norms are born right. For nn.Module.apply."""
     if isinstance(module, (nn.Linear, nn.Embedding)):

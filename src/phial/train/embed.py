@@ -20,7 +20,7 @@ from torch import nn
 from phial.errors import PhialError
 from phial.hf.sentence_transformers import write_embedder
 from phial.manifest import write_json
-from phial.model.transformer import Transformer
+from phial.model.transformer import Transformer, set_dropout
 from phial.train.contrastive import TEMPERATURE, Contrast, Pooling, encode
 from phial.train.loop import Evaluate, LoopConfig, autocast, train
 from phial.train.lora import LoraConfig
@@ -32,6 +32,7 @@ from phial.train.tuning import gentle_loop
 
 REPORT = "data.json"
 _USUAL = 512  # tokens of a text where the configuration does not say
+_TWO_VIEWS = 0.1  # dropout that makes two of a text (SimCSE's)
 _AT_ONCE = 64  # texts that are embedded at once where nothing is learnt
 Say = Callable[[str], None]
 Side = Literal["query", "document"]
@@ -52,7 +53,12 @@ class EmbedConfig(BaseModel):
     pooling: Pooling = Field("mean", description="of a text's last hidden states: mean, last or first")
     bidirectional: bool = Field(False, description="tokens see those after them too; Llama.embed cannot run that")
     temperature: float = Field(TEMPERATURE, gt=0)
-    dropout: float = Field(0.1, ge=0, lt=1, description="of the whole model; Phi-3 has none, two views need some")
+    dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="of the whole model; 0.1 where single texts need two views, else none, if left out",
+    )
     negative_weight: float = Field(0.0, description="added to the logit of a query's own hard negatives")
     duplicates: Literal["mask", "keep"] = Field("mask", description="texts of a batch that answer a query as well")
     query_prefix: str = Field("", description="such as E5's instruction; Llama.embed must be given it too")
@@ -109,11 +115,17 @@ class Reader:
 
 
 class ReadPairs(NamedTuple):
-    """Pairs as tokens. cut: texts that lost their end."""
+    """Pairs as tokens.
+
+    Attributes:
+        single: those of one text. cut: texts that lost their end.
+        dropout: that they are to be learnt with.
+    """
 
     pairs: list[Pair]
     single: int
     cut: int
+    dropout: float
 
     def report(self) -> dict[str, Any]:
         """What a program would read."""
@@ -125,6 +137,7 @@ class ReadPairs(NamedTuple):
             "texts": len({text.key for text in texts}),
             "tokens": sum(len(text.ids) for text in texts),
             "cut": self.cut,
+            "dropout": self.dropout,
             "sha256": self.digest,
         }
 
@@ -142,6 +155,9 @@ class ReadPairs(NamedTuple):
 def read(pairs: Iterable[TextPair], config: EmbedConfig, start: Start) -> ReadPairs:
     """Pairs as tokens. A single text is a document on both sides.
 
+    Dropout is for single texts alone, unless asked for: in every layer of a model that never knew any it makes vectors
+    far worse (docs/LOG.md, 2026-11-25).
+
     Raises PhialError for a text that is too long, no pairs, single texts where no dropout makes two views of them, and
     the first token's state of a causal model.
     """
@@ -158,12 +174,13 @@ def read(pairs: Iterable[TextPair], config: EmbedConfig, start: Start) -> ReadPa
         found.append(Pair(query, positive, tuple(reader(text, "document", pair.where) for text in pair.negatives)))
     if not found:
         raise PhialError("there are no pairs", "name a file that has some")
-    if single and not (config.dropout or (config.lora and config.lora.dropout)):
+    dropout = config.dropout if config.dropout is not None else _TWO_VIEWS if single else 0.0
+    if single and not (dropout or (config.lora and config.lora.dropout)):
         raise PhialError(
             f"{single:,} of {len(found):,} rows are single texts, and dropout is 0: both views of each are the same",
             "set dropout to 0.1 or more, or give pairs",
         )
-    return ReadPairs(found, single, reader.cut)
+    return ReadPairs(found, single, reader.cut, dropout)
 
 
 def embedder(model: nn.Module, config: EmbedConfig, start: Start) -> Embed:
@@ -199,7 +216,7 @@ def embed(
     """Tune a model on pairs and write it; {"model" and "adapter" as export_run(), "data", "before", "after"}.
 
     Args:
-        start: opened with the configuration's dropout and direction.
+        start: opened with the configuration's direction.
         tell: is told what the data come to, before anything is trained.
         measure: what to make of held-out texts, given a way to embed them; called before, while and after.
         workers: processes that read ahead.
@@ -212,6 +229,7 @@ def embed(
     data = PairBatches(learnt.pairs, config.batch, config.micro_batch, epochs=config.epochs, seed=config.loop.seed)
     if processes.rank == 0:
         _say(learnt, data, config, tell)
+    set_dropout(start.model, learnt.dropout)
     if start.model.lm_head is not None:
         start.model.lm_head.requires_grad_(False)  # no text's vector depends on it
     model = start.model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -227,7 +245,7 @@ def embed(
         evaluate=evaluate,
         workers=workers,
         processes=processes,
-        about={"embed": _settings(config), **start.about, "data": learnt.digest},
+        about={"embed": _settings(config) | {"dropout": learnt.dropout}, **start.about, "data": learnt.digest},
     )
     if len(found) == 1:  # the run was finished before
         _evaluated(model, evaluate, config)
@@ -259,7 +277,7 @@ def _evaluated(model: nn.Module, evaluate: Evaluate | None, config: EmbedConfig)
             evaluate(model)
 
 
-def _settings(config: EmbedConfig) -> Mapping[str, Any]:
+def _settings(config: EmbedConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"lora", "loop"})
 
 
@@ -269,6 +287,7 @@ def _say(learnt: ReadPairs, data: PairBatches, config: EmbedConfig, tell: Say) -
     tell(f"training: {pairs} pairs ({learnt.single:,} single texts), {negatives} hard negatives, {tokens} tokens")
     if learnt.cut:
         tell(f"training: {learnt.cut:,} texts are cut")
-    tell(f"{data.steps:,} steps of at most {config.batch} pairs, {config.micro_batch} at once")
+    steps = f"{data.steps:,} steps of at most {config.batch} pairs, {config.micro_batch} at once"
+    tell(f"{steps}, dropout {learnt.dropout:g}")
     if config.bidirectional:
         tell("note: tokens see both ways, which phial's engine cannot run: llama.cpp or transformers 5 must")

@@ -70,7 +70,6 @@ def open_start(
     weights: bool = True,
     lora: LoraConfig | None = None,
     seed: int = 0,
-    dropout: float = 0.0,
     causal: bool | None = None,
     chat: bool = True,
 ) -> Start:
@@ -83,7 +82,6 @@ def open_start(
         attention: as Transformer's.
         weights: False leaves them unread, the model on the meta device, where tokenizer, template and shape are wanted.
         lora: adapters to train, with the seed they are drawn from; None: every weight.
-        dropout: as Transformer's.
         causal: whether tokens see only those before them; None: as the model's own do.
         chat: False for tuning without chats: a model without a template passes, and its Start has ChatML.
 
@@ -105,11 +103,11 @@ def open_start(
     chosen = _template(template, metadata if chat else {_TEMPLATE: BUILTIN["chatml"].source, **metadata}, tokenizer)
     shape = replace(config, rope_interleaved=False, causal=config.causal if causal is None else causal)
     with torch.device("meta"):
-        model = Transformer(shape, attention=attention, dropout=dropout)
+        model = Transformer(shape, attention=attention)
     if weights and lora is not None and lora.base != "float":
         load_quantized(model, path, lora.base)
     elif weights and path.is_dir():
-        loaded = load(path, dtype=dtype, attention=attention, dropout=dropout, causal=causal)
+        loaded = load(path, dtype=dtype, attention=attention, causal=causal)
         assert isinstance(loaded, Transformer)  # read_model() knows no others
         model = loaded
     elif weights:
