@@ -200,6 +200,8 @@ def test_a_collapse_stops_the_run_with_examples_and_a_checkpoint(file: Path, tmp
     dpo(warned, open_start(file), PAIRS, [], tmp_path, said.append)  # the same run, which may go on
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 20 and (tmp_path / "model").is_dir()
     assert sum("chosen answers collapse" in text for text in said) == 1
+    with pytest.raises(PhialError, match=r"step 20: chosen answers collapse"):  # complete, and not to be trusted
+        dpo(config, open_start(file), PAIRS, [], tmp_path, _quiet)
 
 
 def _row(step: int, **values: float) -> dict[str, Any]:
@@ -223,8 +225,10 @@ def _row(step: int, **values: float) -> dict[str, Any]:
         ({"ratio_chosen": -0.51}, "chosen answers collapse: 0.51 nats a token"),
     ],
 )
-def test_guards_judge_a_whole_window_and_leave_a_healthy_run_alone(values: dict[str, float], said: str) -> None:
-    guards = Guards(GuardConfig(), lambda number, chosen: f"pair {number} {chosen}")
+def test_guards_judge_a_whole_window_and_leave_a_healthy_run_alone(
+    values: dict[str, float], said: str, tmp_path: Path
+) -> None:
+    guards = Guards(GuardConfig(), lambda number, chosen: f"pair {number} {chosen}", tmp_path)
     guards.see(Seen(torch.tensor([7, 8]), torch.tensor([[-1.0, 0], [-2, 0]]), torch.tensor([[0, 1.0], [0, -1]])))
     for step in range(1, 4):
         guards.check(_row(step, **values))  # 48 pairs are no window
@@ -240,8 +244,8 @@ def test_guards_judge_a_whole_window_and_leave_a_healthy_run_alone(values: dict[
 @pytest.mark.parametrize(
     ("share", "said"), [(0.35, ""), (0.45, "the model repeats itself: 45% of what it writes, 10%")]
 )
-def test_a_model_that_begins_to_loop_is_caught_when_it_is_measured(share: float, said: str) -> None:
-    guards = Guards(GuardConfig(), lambda number, chosen: "")
+def test_a_model_that_begins_to_loop_is_caught_when_it_is_measured(share: float, said: str, tmp_path: Path) -> None:
+    guards = Guards(GuardConfig(), lambda number, chosen: "", tmp_path)
     guards.before, guards.samples = 0.1, [("'he'", 0.0), ("'it it it'", 0.9)]
     guards.check(_row(1))
     row = _row(2) | {"validation/repetition/sampled": share}
@@ -266,14 +270,19 @@ def test_what_is_sampled_is_what_the_model_likes_best(file: Path) -> None:
     assert cut[0] == wanted[0][: wanted[0].index(wanted[0][2])]
 
 
-def test_old_steps_leave_the_window() -> None:
-    guards = Guards(GuardConfig(), lambda number, chosen: "")
-    for step in range(1, 4):
-        guards.check(_row(step, ratio_chosen=-3.0))
-    guards = Guards(GuardConfig(window=16), lambda number, chosen: "")
+def test_old_steps_leave_the_window_and_those_before_a_resume_belong_to_it(tmp_path: Path) -> None:
+    def guards(window: int) -> Guards:
+        return Guards(GuardConfig(window=window), lambda number, chosen: "", tmp_path)
+
+    fresh = guards(16)
     with pytest.raises(PhialError):
-        guards.check(_row(1, ratio_chosen=-3.0))
-    guards.check(_row(2))
+        fresh.check(_row(1, ratio_chosen=-3.0))
+    fresh.check(_row(2))
+    rows = [_row(step, ratio_chosen=-3.0) for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    guards(64).check(rows[2])  # 48 pairs
+    with pytest.raises(PhialError):
+        guards(64).check(_row(4, ratio_chosen=-3.0))
 
 
 @pytest.mark.parametrize(

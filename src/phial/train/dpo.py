@@ -125,7 +125,7 @@ def dpo(
         _say_all(learnt, measured, talk, data, config, tell)
     model = start.model.to("cuda" if torch.cuda.is_available() else "cpu")
     warn = tell if processes.rank == 0 else _silent
-    guards = Guards(config.guards, lambda pair, chosen: _described(learnt, start, pair, chosen), warn)
+    guards = Guards(config.guards, lambda pair, chosen: _described(learnt, start, pair, chosen), folder, warn)
     about = _about(config, start, learnt, measured, talk)
     evaluate, before = _prepared(config, start, model, data, measured, folder, about, guards, processes, tell)
     try:
@@ -133,6 +133,7 @@ def dpo(
             model, data, _objective(config, guards), config.loop.model_copy(update={"steps": data.steps}), folder,
             evaluate=evaluate, workers=workers, processes=processes, about=about, watch=guards.check,
         )  # fmt: skip
+        guards.finish()
     finally:
         if processes.rank == 0:
             draw_preferences(folder)

@@ -11,7 +11,8 @@
                  four tokens repeat by `sampled` more than they did before training, it has begun to loop.
 
 A window has the last `window` pairs at least; until there are as many, the first three say nothing. The last one looks
-when held-out pairs are measured.
+when held-out pairs are measured. A run that goes on remembers its earlier steps; one that a guard has stopped at its
+last step stays stopped.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from phial.errors import PhialError
-from phial.train.metrics import Row
+from phial.train.metrics import METRICS, Row, read_metrics
 from phial.train.preference import Seen
 
 _SHOWN = 3  # examples
@@ -61,6 +63,7 @@ class Guards:
 
     Args:
         describe: a pair's text, given its number and whether the chosen answer is meant.
+        folder: of the run, whose metrics say what was before it was resumed.
         warn: is told what a guard found where the action is "warn", once for each guard.
 
     Attributes:
@@ -72,10 +75,12 @@ class Guards:
         self,
         config: GuardConfig,
         describe: Callable[[int, bool], str],
+        folder: Path,
         warn: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
     ) -> None:
-        self.config, self.describe, self.warn = config, describe, warn
+        self.config, self.describe, self.folder, self.warn = config, describe, folder, warn
         self._rows: deque[Row] = deque()
+        self._last = 0
         self._examples: deque[Example] = deque(maxlen=config.window)
         self._warned: set[str] = set()
         self.samples: list[tuple[str, float]] = []
@@ -91,9 +96,9 @@ class Guards:
 
     def check(self, row: Row) -> None:
         """Take a step's row. Raises PhialError, with examples, for what a guard finds where the action is "stop"."""
-        self._rows.append(row)
-        while sum(r["count"] for r in self._rows) - self._rows[0]["count"] >= self.config.window:
-            self._rows.popleft()
+        if not self._last:
+            self._remember(row["step"])
+        self._add(row)
         if self.config.action == "off":
             return
         full = sum(r["count"] for r in self._rows) >= self.config.window
@@ -104,6 +109,24 @@ class Guards:
             if found and guard.__name__ not in self._warned:
                 self._warned.add(guard.__name__)
                 self.warn(f"warning: step {row['step']}: {found}")
+
+    def finish(self) -> None:
+        """At the end of a run. Raises PhialError as check() for the last step, where an earlier process did it."""
+        rows = read_metrics(self.folder / METRICS)
+        if rows and not self._last:
+            self.check(rows[-1])
+
+    def _remember(self, step: int) -> None:
+        """The steps before this one, which an earlier process did."""
+        for row in read_metrics(self.folder / METRICS):
+            if row["step"] < step:
+                self._add(row)
+
+    def _add(self, row: Row) -> None:
+        self._last = row["step"]
+        self._rows.append(row)
+        while sum(r["count"] for r in self._rows) - self._rows[0]["count"] >= self.config.window:
+            self._rows.popleft()
 
     def _mean(self, name: str) -> float:
         """Over the pairs of the window."""

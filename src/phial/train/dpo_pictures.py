@@ -35,7 +35,7 @@ def draw_preferences(folder: Path) -> None:
         axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
-    figure.supxlabel("step")
+    figure.supxlabel("step; points: held-out pairs")
     partial = folder / (PICTURE + ".partial")
     figure.savefig(partial, format="png")
     os.replace(partial, folder / PICTURE)
