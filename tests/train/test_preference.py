@@ -20,7 +20,7 @@ from phial.train.objective import IGNORED
 from phial.train.pair_batches import PairBatches
 from phial.train.pair_encoding import PairExample, encode_pairs, shared_tokens
 from phial.train.pairs import Pair
-from phial.train.preference import Preference, preference_loss
+from phial.train.preference import Preference, answer_log_probs, preference_loss
 from phial.train.start import Start, export, open_start
 
 
@@ -164,6 +164,17 @@ def test_a_steps_loss_rewards_and_gradient_are_those_written_out_over_transforme
         assert name == other and p.grad is not None
         torch.testing.assert_close(p.grad, q.grad, atol=1e-4 * float(q.grad.abs().max()), rtol=1e-3)
     start.model.zero_grad()
+
+
+def test_kl_is_a_mean_over_the_tokens_of_both_answers_never_negative(start: Start) -> None:
+    """k3 of Schulman: r - 1 - log r with r = pi / ref; summed over pairs, as all that is logged."""
+    (batch,) = _Noted(examples(start), 4, 200).noted().micro_batches(0)
+    with torch.no_grad():
+        found = Preference()(start.model, batch).sums["kl"]
+        log_r = (answer_log_probs(start.model, batch) - batch["reference"]).double()
+    by_pair = [log_r[(batch["targets"] != IGNORED) & (batch["documents"] == i)] for i in range(len(PAIRS))]
+    assert float(found) == pytest.approx(sum(float((d.exp() - 1 - d).mean()) for d in by_pair), rel=1e-4)
+    assert all(len(d) and (d.exp() - 1 - d >= 0).all() for d in by_pair)
 
 
 def test_prompt_tokens_have_no_gradient(start: Start) -> None:
