@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.train.counting import tiny_model
 from torch import Tensor
 
+from phial.train import contrastive
 from phial.train.contrastive import Contrast, Pooling, Sides, encode, pool
 from phial.train.loop import LoopConfig, train
 from phial.train.objective import Batch
@@ -80,6 +82,31 @@ def test_texts_that_answer_as_well_are_no_negatives() -> None:
     assert rows["loss"][0].item() == pytest.approx(float(cosine[[0, 3]].logsumexp(0) - cosine[0]), rel=1e-4)
     kept = Contrast(mask_duplicates=False).rows(given)
     assert kept["masked"].sum() == 0 and kept["loss"][0] > rows["loss"][0]
+
+
+def test_pieces_joined_are_the_step_as_a_whole() -> None:
+    """Negatives come after all positives and stay with their queries."""
+    q, p = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(5))
+    n = torch.randn(3, 6, generator=torch.Generator().manual_seed(6))
+    whole = sides(q, p, n, [1, 2, 4])
+    keys = {"query_keys": torch.arange(5), "positive_keys": torch.arange(5, 10), "negative_keys": torch.arange(10, 13)}
+    cuts = [(slice(0, 2), slice(0, 1), [1]), (slice(2, 2), slice(1, 1), []), (slice(2, 5), slice(1, 3), [0, 2])]
+    parts = [
+        Sides(
+            q[own], p[own], n[hard], torch.tensor(owners, dtype=torch.long),
+            keys["query_keys"][own], keys["positive_keys"][own], keys["negative_keys"][hard],
+        )
+        for own, hard, owners in cuts
+    ]  # fmt: skip
+    for ours, theirs in zip(Sides.joined(parts), whole, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_cosines_are_not_rounded_where_the_model_is() -> None:
+    q, p = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(7))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = losses(q, p)
+    torch.testing.assert_close(rounded, losses(q, p), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last", "first"])
@@ -203,6 +230,22 @@ def test_a_model_learns_which_texts_belong_together(precision: str, tmp_path: Pa
     config = LoopConfig(steps=25, precision=precision)  # type: ignore[arg-type]
     last = train(tiny_model(dropout=0.0), Pairs(3), Contrast(), config, tmp_path, quiet=True)
     assert last["loss"] < 0.1 and last["accuracy"] == 1.0 and last["count"] == 8  # a guess has ln 8 = 2.08
+
+
+def test_the_loop_draws_the_same_dropout_when_a_piece_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def spy(*given: Any) -> Tensor:
+        seen.append(encode(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(contrastive, "encode", spy)
+    train(tiny_model(dropout=0.3), Pairs(3), Contrast(), LoopConfig(steps=1), tmp_path, quiet=True)
+    assert len(seen) == 6
+    for first, again in zip(seen[:3], seen[3:], strict=True):
+        torch.testing.assert_close(first, again, atol=1e-5, rtol=1e-4)
 
 
 def test_a_step_in_pieces_is_the_step_as_a_whole(tmp_path: Path) -> None:
