@@ -24,7 +24,7 @@ from phial.gguf.formats import GGMLType
 from phial.language_model import Reply
 from phial.recipe.breakfix import Cycle
 from phial.recipe.breakfix_config import BreakfixConfig, make_plan, resolve
-from phial.recipe.breakfix_fixes import make_fixes, refusal, whole_sentences
+from phial.recipe.breakfix_fixes import make_fixes, read_written, refusal, whole_sentences, write_rows
 from phial.recipe.breakfix_measures import beyond_bounds
 from phial.recipe.breakfix_models import Models, Trained, TunedModels
 
@@ -292,6 +292,12 @@ def test_a_folder_of_another_configuration_is_refused_but_rounds_may_be_added(tm
     models = ScriptedModels(_refuses_harm)
     _cycle(_config(tmp_path, rounds=2), tmp_path / "run", models)
     assert not models.trained
+
+
+def test_what_was_learnt_is_read_back_whatever_it_holds(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "one\u2028two\x85three\x0bfour\n\u2029"}]}, {"messages": []}]
+    write_rows(rows, tmp_path / "chats.jsonl")
+    assert read_written(tmp_path / "chats.jsonl") == rows
 
 
 def test_it_stops_where_a_round_refuses_what_is_safe_and_keeps_the_model_before(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from phial.train.greedy import greedy_answers
 from phial.train.metrics import read_metrics
 from phial.train.pair_batches import PairBatches
 from phial.train.preference import Seen
+from phial.train.sft import SftConfig, sft
 from phial.train.start import open_start
 
 HELD = [pair("once?", "the time", "a"), pair("in?", "he", "she in the end")]
@@ -124,8 +125,38 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_its_reference_is_not_computed_aga
     assert again["after"]["loss"] == whole["after"]["loss"] and again["before"] == whole["before"]
     files = [(tmp_path / run / "model/model.safetensors").read_bytes() for run in ("whole", "stopped")]
     assert files[0] == files[1]
+    with pytest.raises(PhialError, match="has data = "):
+        run("stopped", PAIRS[:3])
+    (tmp_path / "stopped/manifest.json").unlink()
     with pytest.raises(PhialError, match=r"reference.npy is of another data"):
         run("stopped", PAIRS[:3])
+
+
+def test_a_reference_that_was_damaged_is_refused(file: Path, tmp_path: Path) -> None:
+    def run() -> dict[str, Any]:
+        return dpo(_config(epochs=0.5), open_start(file), PAIRS, [], tmp_path, _quiet)
+
+    run()
+    stored = tmp_path / "reference.npy"
+    whole = stored.read_bytes()
+    header = len(whole) - np.load(stored).nbytes
+    zeros = whole[:header] + bytes(len(whole) - header)
+    for damaged in (b"", b"PK\3\4" + whole[4:], whole[:-9], whole + b"0", zeros, whole[:-1] + b"\x3f"):
+        stored.write_bytes(damaged)
+        with pytest.raises(PhialError, match=r"reference.npy .*cannot be read|was altered|holds"):
+            run()
+    stored.unlink()
+    run()
+    assert stored.read_bytes() == whole
+
+
+def test_a_folder_of_another_run_is_left_as_it_is(file: Path, tmp_path: Path) -> None:
+    chats = [Chat([{"role": "user", "content": "he"}, {"role": "assistant", "content": "in"}], "c, row 1")]
+    sft(checked(SftConfig, {"sequence": 64}, "sft.toml"), open_start(file), chats, {}, tmp_path, _quiet)
+    files = sorted(tmp_path.iterdir())
+    with pytest.raises(PhialError, match="the run in .* has "):
+        dpo(_config(), open_start(file), PAIRS, HELD, tmp_path, _quiet)
+    assert sorted(tmp_path.iterdir()) == files
 
 
 def _arguments(file: Path, folder: Path, run: str, epochs: int, batch: int) -> list[str]:
@@ -309,6 +340,9 @@ def test_a_pair_that_cannot_be_learnt_stops_the_run_or_is_named(pairs: Any, said
         ({"kind": "ipo", "label_smoothing": 0.1}, "label_smoothing is for dpo"),
         ({"label_smoothing": 0.5}, "label_smoothing"),
         ({"guards": {"window": 0}}, "guards.window"),
+        ({"epochs": math.inf}, "epochs"),
+        ({"epochs": 1e300}, "epochs"),
+        ({"beta": math.inf}, "beta"),
         ({"loop": {"steps": 3}}, "steps follow from the epochs"),
     ],
 )

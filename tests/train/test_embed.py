@@ -195,6 +195,23 @@ def test_a_long_text_stops_the_run_or_is_cut_and_counted(file: Path) -> None:
         read(PAIRS, _config(length=9999), start)
 
 
+@pytest.mark.parametrize(
+    ("pairs", "batch", "said"),
+    [
+        (PAIRS[:1], 4, "all documents are the same text"),
+        (SINGLE[:1] * 2, 4, "all documents are the same text"),
+        (PAIRS[:2], 1, "batch is 1 and no pair has negatives"),
+        ([*PAIRS[:1], TextPair("\ud800", "p", (), "x.jsonl, row 7")], 4, "x.jsonl, row 7: .*surrogate"),
+    ],
+)
+def test_texts_that_teach_nothing_stop_the_run(pairs: list[TextPair], batch: int, said: str, file: Path) -> None:
+    config = _config(batch=batch)
+    with pytest.raises(PhialError, match=said):
+        read([pair._replace(negatives=()) for pair in pairs], config, _start(file, config))
+    negative = [PAIRS[0]._replace(negatives=("no",))]
+    assert len(read(negative, config, _start(file, config)).pairs) == 1
+
+
 def test_equal_texts_share_a_key_whatever_is_before_them(file: Path) -> None:
     config = _config(query_prefix="it ")
     pairs = [TextPair("a", "he", ("a",), "row 1"), TextPair("he", "she", (), "row 2")]

@@ -165,6 +165,24 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stays(tmp_path: Path, mo
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["00000002"]
 
 
+def test_damaged_metrics_are_named_and_nothing_of_them_is_lost(tmp_path: Path) -> None:
+    run(tmp_path, steps=6)
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for damage in (b"\xff\xfe\n", b"5\n", b'{"step": "x"}\n', b"{\n"):
+        path.write_bytes(damaged := b"".join([lines[0], damage, *lines[2:]]))
+        with pytest.raises(PhialError, match="is damaged in line 2"):
+            run(tmp_path, steps=6)
+        assert path.read_bytes() == damaged
+    path.write_bytes(b"".join(lines[:-1]) + lines[-1][:9])  # of a finished run: its last row is what it came to
+    with pytest.raises(PhialError, match="has no metrics of its last step"):
+        run(tmp_path, steps=6)
+    path.write_bytes(whole)
+    run(tmp_path, steps=6)
+    assert path.read_bytes() == whole
+
+
 def test_lines_and_a_picture_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def evaluate(model: nn.Module) -> dict[str, float]:
         return {"validation/web/loss": 4.25, "validation/loss": 4.125}

@@ -17,7 +17,7 @@ from tests.train.test_sft import CHATS
 
 from phial import Llama
 from phial.config_file import checked
-from phial.errors import FormatError, PhialError
+from phial.errors import ArgumentError, FormatError, PhialError
 from phial.gguf.formats import GGMLType
 from phial.train.adapter_files import read_adapter, write_adapter
 from phial.train.cross_entropy import linear_cross_entropy
@@ -178,12 +178,25 @@ def test_adapters_go_on_from_a_folder_and_only_from_their_own(model: torch.nn.Mo
     assert torch.equal(_logits(again), _logits(model))
     with pytest.raises(FormatError, match=r"has lora_alpha = 7, the run 8"):
         read_adapter(again, CONFIG.model_copy(update={"alpha": 8.0}), tmp_path / "a")
+    config = tmp_path / "a" / "adapter_config.json"
+    was = config.read_text("utf-8")
+    config.write_text(was.replace('"fan_in_fan_out": false', '"fan_in_fan_out": true'), "utf-8")
+    with pytest.raises(FormatError, match="has fan_in_fan_out = True"):
+        read_adapter(again, CONFIG, tmp_path / "a")
+    config.write_text(was, "utf-8")
     fewer = LoraConfig(rank=3, alpha=7.0, targets=("q_proj",))
     add_lora(narrow := tiny_model(), fewer)
     with pytest.raises(FormatError, match="only the adapter has base_model.model.model.layers.0"):
         read_adapter(narrow, fewer, tmp_path / "a")
     with pytest.raises(FormatError, match="has no adapter_config.json"):
         read_adapter(again, CONFIG, tmp_path)
+
+
+def test_a_rank_above_that_of_every_target_is_refused() -> None:
+    model = tiny_model()
+    with pytest.raises(ArgumentError, match="rank is 100000, and no adapted matrix has more than"):
+        add_lora(model, LoraConfig(rank=100_000))
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_targets_that_no_layer_has_are_named(model: torch.nn.Module) -> None:

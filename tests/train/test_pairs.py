@@ -63,6 +63,7 @@ def test_a_pair_that_teaches_nothing_says_why(chosen: Any, rejected: Any, fault:
         ({"prompt": "a", "chosen": "b"}, "and no rejected"),
         ({"messages": [USER, GOOD]}, "has messages and no chosen"),
         ({"chosen": "b", "rejected": "c"}, "chosen is 'b'"),
+        ({"prompt": 3, "chosen": "b", "rejected": "c"}, "prompt is 3"),
         ({"prompt": "a", "chosen": "b", "rejected": 3}, "rejected is 3"),
         ({"prompt": [USER], "chosen": [AGAIN], "rejected": [BAD]}, "chosen ends with the user"),
         ({"prompt": [USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "chosen has 2 messages"),

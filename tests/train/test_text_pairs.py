@@ -56,6 +56,8 @@ def test_held_out_rows_are_for_retrieval_or_have_a_score(tmp_path: Path) -> None
         ({"query": "q"}, "positive is None"),
         ({"query": " ", "positive": "p"}, "query is ' '"),
         ({"query": "q", "positive": 3}, "positive is 3"),
+        ({"query": "q", "positive": "p", "negative": 0}, "negatives is 0"),
+        ({"query": "q", "positive": "p", "negatives": 0}, "negatives is 0"),
         ({"query": "q", "positive": "p", "negatives": "n"}, "negatives is 'n'"),
         ({"query": "q", "positive": "p", "negatives": ["n", ""]}, "a negative is ''"),
         ({"query": "q", "positive": "p", "negative": "p"}, "its positive among its negatives"),
@@ -63,6 +65,8 @@ def test_held_out_rows_are_for_retrieval_or_have_a_score(tmp_path: Path) -> None
         ({"text": "t", "positive": "p"}, "text and positive"),
         ({"sentence1": "a", "sentence2": "b"}, "score is None"),
         ({"sentence1": "a", "sentence2": "b", "score": True}, "score is True"),
+        ({"sentence1": "a", "sentence2": "b", "score": 10**400}, "score is 1000"),
+        ({"sentence1": "a", "sentence2": "b", "score": float("nan")}, "score is nan"),
     ],
 )
 def test_a_row_of_another_shape_is_an_error_with_its_place(row: object, message: str, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ INTERRUPTED = 130  # 128 + SIGINT, what shells expect of a program that Ctrl-C e
 _OS_HINTS = {
     errno.ENOENT: "check the path",
     errno.EACCES: "check the permissions of the path",
+    errno.EEXIST: "name a folder, not a file",
     errno.EISDIR: "name a file, not a folder",
     errno.ENOTDIR: "check the path",
     errno.ENOSPC: "free some space, or move the store with PHIAL_HOME",

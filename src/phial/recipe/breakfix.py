@@ -27,7 +27,7 @@ from phial.eval.safety_judges import Judge, ModelJudge, RuleJudge
 from phial.language_model import LanguageModel
 from phial.manifest import write_json
 from phial.recipe.breakfix_config import BreakfixConfig, Plan, make_plan
-from phial.recipe.breakfix_fixes import make_fixes, write_rows
+from phial.recipe.breakfix_fixes import make_fixes, read_written, write_rows
 from phial.recipe.breakfix_measures import Measured, Show, beyond_bounds, compared, judge_attacks, measure, success_rate
 from phial.recipe.breakfix_models import LazyModel, Models, Trained
 from phial.recipe.breakfix_report import write_report
@@ -130,7 +130,7 @@ class Cycle:
                     seed=seed,
                 )
             given = self._drawn(round(config.fix.general * fixes.counts["refused"]), seed)
-            old = [_rows(self._path(number - 1, path.name)) if number > 1 else [] for path in (chats, pairs)]
+            old = [read_written(self._path(number - 1, path.name)) if number > 1 else [] for path in (chats, pairs)]
             write_rows([*old[0], *fixes.chats, *given], chats)
             write_rows([*old[1], *fixes.pairs], pairs)
             return fixes.counts | {"given": len(given)}
@@ -239,7 +239,3 @@ def _keep_config(config: BreakfixConfig, plan: Plan, folder: Path) -> None:
         write_json(path, now)
     elif json.loads(path.read_text("utf-8")) != now:
         raise PhialError(f"{folder} holds a run of another configuration or other requests", "use another folder")
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]

@@ -138,6 +138,12 @@ def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
     os.replace(partial, path)
 
 
+def read_written(path: Path) -> list[dict[str, Any]]:
+    """What write_rows() wrote. Lines end at newlines alone: str.splitlines() would break texts at U+2028 as well."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
 def _answered(
     attacks: Sequence[Attack], model: LanguageModel, wanted: int, max_tokens: int
 ) -> list[tuple[list[Message], Attack]]:

@@ -18,6 +18,11 @@ from phial.hf.folder import new_folder, read_json, write_json
 from phial.hf.safetensors import NewTensor, read_safetensors, write_safetensors
 from phial.train.lora import LoraConfig, adapted
 
+_DECIDE = (  # keys that must be the run's own: they decide what is computed
+    "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
+    "bias", "modules_to_save",
+)  # fmt: skip
+
 
 def write_adapter(model: nn.Module, config: LoraConfig, folder: Path, base: str) -> None:
     """Write the adapters of a model, in float32, in place of what the folder held.
@@ -47,7 +52,7 @@ def read_adapter(model: nn.Module, config: LoraConfig, folder: Path) -> None:
         if not (folder / name).is_file():
             raise FormatError(f"{folder} has no {name}", "name the folder of an adapter")
     there = read_json(folder / CONFIG)
-    for key in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
+    for key in _DECIDE:
         if (was := there.get(key) or None) != (now := _settings(model, config).get(key) or None):
             raise FormatError(f"the adapter in {folder} has {key} = {was!r:.60}, the run {now!r}", "give it the same")
     stored, halves = read_safetensors(folder / WEIGHTS), _halves(model)

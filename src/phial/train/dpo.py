@@ -8,6 +8,7 @@ loop everyone's. What goes wrong unseen is watched (dpo_guards.py).
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -32,11 +33,11 @@ from phial.train.pair_encoding import EncodedPairs, encode_pairs, repetition
 from phial.train.pairs import Pair
 from phial.train.preference import Preference
 from phial.train.processes import OneProcess, Processes
-from phial.train.record import locked, weights_digest
+from phial.train.record import locked, refuse_other, weights_digest
 from phial.train.reference import fill_reference
 from phial.train.sft import Encoded, SftConfig, encode_chats
 from phial.train.start import Start, export_run
-from phial.train.tuning import gentle_loop
+from phial.train.tuning import Epochs, gentle_loop
 
 REPORT = "data.json"
 _USUAL = 2048  # tokens of a side where the configuration does not say
@@ -48,7 +49,7 @@ Say = Callable[[str], None]
 class DpoConfig(BaseModel):
     """How preferences are learnt."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["dpo", "ipo"] = "dpo"
     beta: float = Field(0.1, gt=0, description="how dear it is to leave the reference")
@@ -59,7 +60,7 @@ class DpoConfig(BaseModel):
     sequence: int | None = Field(None, gt=0, description="tokens of a side; the model's context up to 2048 if left out")
     row: int = Field(1024, gt=0, description="tokens run at once; a longer pair runs alone")
     batch: int = Field(16, gt=0, description="pairs of one step, over all processes")
-    epochs: float = Field(1.0, gt=0)
+    epochs: Epochs = 1.0
     unfit: Literal["stop", "leave out"] = Field("stop", description="where a pair teaches nothing or is too long")
     template: str | None = Field(None, description="a built-in chat template; the model's own if left out")
     date: datetime.date = Field(datetime.date(2026, 1, 1), description="today, for templates that write the date")
@@ -164,6 +165,8 @@ def _prepared(
     held = PairBatches(measured.examples, config.batch, config.row, shuffle=False) if measured else None
     sets = [(data, "reference.npy", "data", True)] + ([(held, "validation.npy", "validation", False)] if held else [])
     with locked(folder) if processes.rank == 0 else nullcontext():
+        if processes.rank == 0:
+            refuse_other(folder, json.loads(json.dumps(about, default=str)))
         for batches, name, key, learnt in sets:
             depends = {**known, "data": about[key]}
             fill_reference(model, batches, folder / name, depends, config.loop, processes, tell, learnt=learnt)

@@ -28,7 +28,7 @@ from phial.train.processes import OneProcess, Processes
 from phial.train.start import Start, export_run
 from phial.train.text_batches import Pair, PairBatches, Text, packed_texts
 from phial.train.text_pairs import TextPair
-from phial.train.tuning import gentle_loop
+from phial.train.tuning import Epochs, gentle_loop
 
 REPORT = "data.json"
 _USUAL = 512  # tokens of a text where the configuration does not say
@@ -43,13 +43,13 @@ Measure = Callable[[Embed], Mapping[str, float]]
 class EmbedConfig(BaseModel):
     """How texts are learnt to be told apart."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     length: int | None = Field(None, gt=0, description="tokens of a text; the model's context up to 512 if left out")
     too_long: Literal["stop", "cut"] = Field("stop", description="or cut texts at `length`, as Llama.embed does")
     batch: int = Field(64, gt=0, description="pairs of one step, over all processes: each query's negatives")
     micro_batch: int = Field(16, gt=0, description="pairs that a process runs at once; fewer take less memory")
-    epochs: float = Field(1.0, gt=0)
+    epochs: Epochs = 1.0
     pooling: Pooling = Field("mean", description="of a text's last hidden states: mean, last or first")
     bidirectional: bool = Field(False, description="tokens see those after them too; Llama.embed cannot run that")
     temperature: float = Field(TEMPERATURE, gt=0)
@@ -98,7 +98,10 @@ class Reader:
         """A text behind its side's prefix. Raises PhialError where it is too long and too_long is "stop"."""
         found = self._read.get((side, text))
         if found is None:
-            ids = self._tokenizer.encode(self._config.prefixes[side] + text)
+            try:
+                ids = self._tokenizer.encode(self._config.prefixes[side] + text)
+            except PhialError as error:
+                raise PhialError(f"{where}: {error.message}", error.hint) from error
             if len(ids) > self.n:
                 self._too_long(where, len(ids))
             key = self._keys.setdefault(text, len(self._keys))
@@ -158,8 +161,8 @@ def read(pairs: Iterable[TextPair], config: EmbedConfig, start: Start) -> ReadPa
     Dropout is for single texts alone, unless asked for: in every layer of a model that never knew any it makes vectors
     far worse (docs/LOG.md, 2026-11-25).
 
-    Raises PhialError for a text that is too long, no pairs, single texts where no dropout makes two views of them, and
-    the first token's state of a causal model.
+    Raises PhialError for a text that is too long, no pairs, single texts where no dropout makes two views of them,
+    pairs without any negative, and the first token's state of a causal model.
     """
     if config.pooling == "first" and start.model.config.causal:
         raise PhialError(
@@ -180,7 +183,16 @@ def read(pairs: Iterable[TextPair], config: EmbedConfig, start: Start) -> ReadPa
             f"{single:,} of {len(found):,} rows are single texts, and dropout is 0: both views of each are the same",
             "set dropout to 0.1 or more, or give pairs",
         )
+    _refuse_no_contrast(found, config)
     return ReadPairs(found, single, reader.cut, dropout)
+
+
+def _refuse_no_contrast(pairs: Sequence[Pair], config: EmbedConfig) -> None:
+    """Raises PhialError where no query has a document that it is to be told apart from: the loss would be 0."""
+    if len({text.key for pair in pairs for text in pair.texts[1:]}) == 1:
+        raise PhialError("all documents are the same text, so no query has a negative", "give more pairs, or negatives")
+    if config.batch == 1 and not any(pair.negatives for pair in pairs):
+        raise PhialError("batch is 1 and no pair has negatives: there is nothing to tell apart", "raise batch")
 
 
 def embedder(model: nn.Module, config: EmbedConfig, start: Start) -> Embed:

@@ -113,6 +113,8 @@ def train(
         log = stack.enter_context(Log(folder, state, config, processes, quiet=quiet))
         stack.enter_context(prepared_layers(model, recompute=config.recompute, compile=config.compile))
         rank, world = processes.rank, processes.world
+        if rank == 0 and state.step == config.steps and log.last.get("step") != state.step:
+            raise PhialError(f"{folder} has no metrics of its last step", f"remove {folder} to start afresh")
         steps = read_ahead(data, range(state.step, config.steps), workers=workers, rank=rank, world=world)
         _go(state, stack.enter_context(closing(steps)), objective, config, evaluate, log, checkpoints, interrupt, watch)
     if any(processes.sums([bool(interrupt.asked)])):

@@ -26,7 +26,7 @@ Matrix = nn.Linear | QuantizedLinear
 class LoraConfig(BaseModel):
     """What is adapted, and how."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     rank: int = Field(16, gt=0)
     alpha: float = Field(32.0, gt=0, description="what the adapter adds counts alpha / rank times")
@@ -78,7 +78,8 @@ class LoraLinear(nn.Module):
 def add_lora(model: nn.Module, config: LoraConfig, seed: int = 0) -> None:
     """Freeze a model and put adapters beside its matrices, in place.
 
-    Raises ArgumentError for targets that no layer has, or a model that has adapters already.
+    Raises ArgumentError for targets that no layer has, a rank above that of every target, or a model that has adapters
+    already.
     """
     if adapted(model):
         raise ArgumentError("the model has adapters already", "merge() them first")
@@ -87,6 +88,9 @@ def add_lora(model: nn.Module, config: LoraConfig, seed: int = 0) -> None:
     targets = known if config.targets is None else set(config.targets)
     if unknown := sorted(targets - known):
         raise ArgumentError(f"no layer has a matrix {unknown[0]!r}", f"choose among {', '.join(sorted(known))}")
+    chosen = [matrix for name, matrix in found.items() if name.rpartition(".")[2] in targets]
+    if config.rank > (most := max(min(matrix.in_features, matrix.out_features) for matrix in chosen)):
+        raise ArgumentError(f"rank is {config.rank}, and no adapted matrix has more than {most}", "lower it, to 16 say")
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, matrix in found.items():

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from phial.errors import PhialError
+
 METRICS = "metrics.jsonl"
 Row = dict[str, Any]
 
@@ -42,15 +44,23 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The whole rows of a metrics file; none where there is no file."""
+    """The whole rows of a metrics file; none where there is no file.
+
+    Raises PhialError for what is no row, but for a last line that was being written when the process was killed.
+    """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         return []
     rows = []
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:  # the line that was being written when the process was killed
-            break
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row["step"], int):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if number == len(lines):
+                break
+            raise PhialError(f"{path} is damaged in line {number}", "remove it, or that line") from error
+        rows.append(row)
     return rows

@@ -73,6 +73,8 @@ def _conversation(value: Mapping[str, Any], side: str) -> Any:
     if refused := [key for key in _REFUSED if value.get(key)]:
         raise PhialError(f"a row has {refused[0]}", "it would not be learnt; write it into the messages, or remove it")
     prompt, answer, system = value.get("prompt"), value[side], value.get("system")
+    if not isinstance(prompt, str | list | None):
+        raise PhialError(f"prompt is {prompt!r:.60}", f"a pair is {_SHAPES}")
     if isinstance(prompt, str) and isinstance(answer, str) and not _TURN.match(prompt):
         begin: list[Message] = [{"role": "system", "content": system}] if system else []
         return [*begin, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]

@@ -56,11 +56,15 @@ def open_record(folder: Path, config: Mapping[str, Any]) -> None:
     record = read_record(path)
     if not record and any(folder.glob("checkpoints/*")):
         raise PhialError(f"{folder} has checkpoints and no {MANIFEST}", f"remove {folder} to start afresh")
-    if record and (key := _difference(record["config"], config)):
-        was, now = (_at(c, key) for c in (record["config"], config))
-        hint = f"put it back, use another folder, or remove {folder} to start afresh"
-        raise PhialError(f"the run in {folder} has {key} = {was}, not {now}", hint)
+    if record:
+        _refuse_difference(folder, record["config"], config)
     write_json(path, {"config": config, "starts": [*record.get("starts", []), _start()]})
+
+
+def refuse_other(folder: Path, about: Mapping[str, Any]) -> None:
+    """Raises PhialError, as open_record(), where the folder's run is of something else than `about`; writes nothing."""
+    if record := read_record(folder / MANIFEST):
+        _refuse_difference(folder, {key: record["config"].get(key) for key in about}, about)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -100,6 +104,12 @@ def _start() -> dict[str, Any]:
         "versions": {"phial": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "host": {"name": platform.node(), "system": platform.platform(), "device": device, "cores": os.cpu_count()},
     }
+
+
+def _refuse_difference(folder: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if key := _difference(was, now):
+        hint = f"put it back, use another folder, or remove {folder} to start afresh"
+        raise PhialError(f"the run in {folder} has {key} = {_at(was, key)}, not {_at(now, key)}", hint)
 
 
 def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:

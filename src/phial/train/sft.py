@@ -29,7 +29,7 @@ from phial.train.lora import LoraConfig
 from phial.train.objective import Batch, NextToken
 from phial.train.processes import OneProcess, Processes
 from phial.train.start import Start, export_run
-from phial.train.tuning import gentle_loop
+from phial.train.tuning import Epochs, gentle_loop
 
 REPORT = "data.json"
 _USUAL = 2048  # tokens of a row where the configuration does not say
@@ -39,12 +39,12 @@ Say = Callable[[str], None]
 class SftConfig(BaseModel):
     """How chats are learnt."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     sequence: int | None = Field(None, gt=0, description="tokens of a row; the model's context up to 2048 if left out")
     batch: int = Field(8, gt=0, description="rows of one step, over all processes")
     micro_batch: int = Field(1, gt=0, description="rows that a process runs at once")
-    epochs: float = Field(1.0, gt=0)
+    epochs: Epochs = 1.0
     too_long: Literal["stop", "turns"] = Field("stop", description="or leave out a chat's last turns until it fits")
     template: str | None = Field(None, description="a built-in chat template; the model's own if left out")
     date: datetime.date = Field(datetime.date(2026, 1, 1), description="today, for templates that write the date")

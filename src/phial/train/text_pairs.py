@@ -9,7 +9,6 @@ A row of another shape is an error with its file and number. What it says beside
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 from phial.errors import PhialError
 from phial.train.rows import Row, read_rows
 
+_MOST = 1e300  # of a score; NaN is not less
 _SHAPES = (
     "{'query': ..., 'positive': ..., 'negatives': [...]}, {'text': ...} or, to measure on, "
     "{'sentence1': ..., 'sentence2': ..., 'score': ...}"
@@ -98,10 +98,10 @@ def pair_of(row: Row) -> TextPair | ScoredPair:
 
 
 def _negatives(row: Row) -> tuple[str, ...]:
-    one, many = row.value.get("negative"), row.value.get("negatives")
+    one, many = ([] if text in (None, "") else text for text in map(row.value.get, ("negative", "negatives")))
     if one and many:
         raise PhialError(f"{row.where} has both negative and negatives", "put all of them into negatives")
-    given = [one] if isinstance(one, str) and one else (many or one or [])
+    given = [one] if isinstance(one, str) else many if one == [] else one
     if not isinstance(given, list):
         raise PhialError(f"{row.where}: negatives is {given!r:.60}", "it is a list of texts")
     return tuple(_text(row, {"a negative": text}, "a negative") for text in given)
@@ -109,8 +109,8 @@ def _negatives(row: Row) -> tuple[str, ...]:
 
 def _scored(row: Row) -> ScoredPair:
     score = row.value.get("score")
-    if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-        raise PhialError(f"{row.where}: score is {score!r}", "it is a number: the higher, the more alike")
+    if isinstance(score, bool) or not isinstance(score, (int, float)) or not abs(score) <= _MOST:
+        raise PhialError(f"{row.where}: score is {score!r:.60}", "it is a number: the higher, the more alike")
     return ScoredPair(_text(row, row.value, "sentence1"), _text(row, row.value, "sentence2"), float(score), row.where)
 
 

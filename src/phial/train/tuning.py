@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+Epochs = Annotated[
+    float, Field(gt=0, le=1000, description="how often all is read; in part where it is no whole number")
+]
 _WHOLE = 2e-5
 _ADAPTER = 2e-4  # adapters are few and begin at zero: the rate of arXiv 2106.09685 and of QLoRA's small models
 _SCHEDULE = {"kind": "cosine", "warmup": 0.05}
