@@ -55,6 +55,8 @@ RIGHT_AND_WRONG: list[tuple[dict[str, Any], list[str], list[str]]] = [
         ['{"n": 2}', '{"n": "3"}', "{}", "3", '```json\n{"n": 4}\n``` there'],
     ),
     ({"check": "json", "schema": {"$ref": "http://127.0.0.1:9/s.json"}}, [], ["{}"]),
+    ({"check": "json", "schema": {"$ref": "#"}}, [], ["{}"]),
+    ({"check": "json", "schema": {"multipleOf": 0.5}}, ["1.5"], ["1e400", "1.3"]),
     ({"check": "words", "least": 2, "most": 3}, ["one two", "a b  c\n"], ["one", "a b c d"]),
     (
         {"check": "list", "style": "numbered", "items": 2},

@@ -132,6 +132,10 @@ class JsonCheck(_Check):
             error = next(iter(validator.iter_errors(value)), None)
         except Unresolvable as unknown:
             return f"the schema refers to {unknown.ref}"
+        except RecursionError:
+            return "the schema refers to itself"
+        except ArithmeticError:  # whether 1e400, infinity to us, is a multiple of something
+            return "a number beyond what can be compared"
         return "" if error is None else f"schema: {error.message}"[:200]
 
 
