@@ -64,7 +64,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def test_the_best_answer_is_paired_with_the_worst_and_every_prompt_without_a_pair_is_counted(tmp_path: Path) -> None:
     model = Scripted({
-        "good": ["two words", "Apple", "one two three"],
+        "good": ["one two three", "Apple", "two words"],
         "bad": ["two words", "a b", "c d"],
         "fine": ["Pear", "Plum", "Fig"],
         "same": ["Pear", "Pear", "Pear"],

@@ -169,6 +169,9 @@ def test_a_change_resamples_groups() -> None:
     assert (found.low, found.high) == (-1.0, 0.0)  # four draws of {0, 1, 0, 1}: 1/16 of them all one or the other
     same = change([1.0] * 6, [0.0] * 6, range(6))
     assert same == (-1.0, -1.0, -1.0)
+    groups = [*np.repeat(range(200), 3).tolist(), *range(200, 400)]  # trials count, not groups: 3 of 4 changed
+    uneven = change([1.0] * 800, [0.0] * 600 + [1.0] * 200, groups)
+    assert uneven.value == -0.75 and -0.8 < uneven.low < -0.75 < uneven.high < -0.7
 
 
 def test_kappas_have_the_values_of_their_formulas() -> None:
