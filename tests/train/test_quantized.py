@@ -139,6 +139,10 @@ def test_a_run_on_blocks_stops_and_goes_on_only_upon_the_same_blocks(tmp_path: P
     config = checked(SftConfig, settings, "test.toml")
     made = sft(config, open_start(file, lora=config.lora), CHATS, {}, tmp_path / "run", lambda text: None)
     assert set(made) >= {"adapter", "data"} and "model" not in made
-    other = write_tiny(tmp_path / "other.gguf", "llama", GGMLType.Q4_0, seed=2)
+    with read_gguf(file) as gguf:
+        code = gguf.tensors["blk.0.attn_q.weight"].offset + 2  # behind the scale
+    raw, other = bytearray(file.read_bytes()), tmp_path / "other.gguf"
+    raw[code] ^= 1
+    other.write_bytes(raw)
     with pytest.raises(Exception, match="has frozen ="):
         sft(config, open_start(other, lora=config.lora), CHATS, {}, tmp_path / "run", lambda text: None)
