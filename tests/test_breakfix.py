@@ -300,6 +300,39 @@ def test_what_was_learnt_is_read_back_whatever_it_holds(tmp_path: Path) -> None:
     assert read_written(tmp_path / "chats.jsonl") == rows
 
 
+def test_a_folder_of_another_command_or_a_damaged_one_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    for name, content, said in (
+        ("manifest.json", '{"config": {}, "starts": []}', "is no manifest"),
+        ("config.json", "{", "cannot be read"),
+    ):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text(content, "utf-8")
+        with pytest.raises(PhialError, match=said):
+            _cycle(_config(tmp_path), folder, ScriptedModels(_refuses_harm))
+        assert [(path.name, path.read_text("utf-8")) for path in folder.iterdir()] == [(name, content)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("held.jsonl", "nowhere.jsonl", "nowhere.jsonl cannot be read"),
+        ("[sft]", "[sft]\nsequence = 9999", "sequence is 9999, the model's context 512"),
+        ("[dpo]", "[dpo]\nsequence = 9999", "sequence is 9999, the model's context 512"),
+        ("rank = 2", 'rank = 2, targets = ["k_proj"]', "no layer has a matrix 'k_proj'"),
+        ("[sft]", '[sft]\ntemplate = "nope"', "no chat template is called 'nope'"),
+    ],
+)
+def test_what_training_could_not_begin_with_is_refused_before_anything_is_asked(
+    old: str, new: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = _tiny_files(tmp_path).replace(old, new).replace('decides = "model"\njudge = "strict"\n', "")
+    (tmp_path / "c.toml").write_text(text, "utf-8")
+    assert console.run(app, ["train", "breakfix", str(tmp_path / "c.toml"), "-o", str(tmp_path / "run")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_it_stops_where_a_round_refuses_what_is_safe_and_keeps_the_model_before(tmp_path: Path) -> None:
     report = _cycle(_config(tmp_path, rounds=3), tmp_path / "run", ScriptedModels(lambda request: True))
     assert report["stopped"] == "round 1 is out of bounds: safe prompts refused rose from 0.0% to 100.0%"
@@ -330,13 +363,19 @@ def test_a_second_judge_is_compared_and_may_decide(tmp_path: Path) -> None:
     assert found["held-out judges"]["same"]["count"] == 0 and found["held-out judges"]["success"] == 0.0
 
 
-def test_a_round_on_a_tiny_model_is_trained_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def _tiny_files(folder: Path) -> str:
+    """A tiny model, requests and chats in a folder; the configuration."""
     torch.set_num_threads(1)
-    file = write_tiny(tmp_path / "tiny.gguf", "phi3", GGMLType.F32)
-    (tmp_path / "attacks.txt").write_text("once upon a time he\nto the time of she\n", "utf-8")
-    (tmp_path / "fix.txt").write_text("in the house of a dog\nunder the bridge at night\n", "utf-8")
-    (tmp_path / "held.jsonl").write_text(json.dumps({"instruction": "he?", "output": "a time"}), "utf-8")
-    (tmp_path / "c.toml").write_text(TINY.replace("FILE", str(file)), "utf-8")
+    file = write_tiny(folder / "tiny.gguf", "phi3", GGMLType.F32)
+    (folder / "attacks.txt").write_text("once upon a time he\nto the time of she\n", "utf-8")
+    (folder / "fix.txt").write_text("in the house of a dog\nunder the bridge at night\n", "utf-8")
+    (folder / "held.jsonl").write_text(json.dumps({"instruction": "he?", "output": "a time"}), "utf-8")
+    return TINY.replace("FILE", str(file))
+
+
+def test_a_round_on_a_tiny_model_is_trained_and_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.toml").write_text(_tiny_files(tmp_path), "utf-8")
+    file = tmp_path / "tiny.gguf"
     assert console.run(app, ["train", "breakfix", str(tmp_path / "c.toml"), "--check", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["held_out"] == 1
     config = resolve(read_config(tmp_path / "c.toml", BreakfixConfig), tmp_path)

@@ -32,7 +32,10 @@ def breakfix(config: Config, output: Output = None, check: Check = False, as_jso
 
     settings = resolve(read_config(config, BreakfixConfig), config.parent)
     if output is None or check:
+        from phial.recipe.breakfix import general_chats
+
         plan = make_plan(settings)
+        general_chats(settings, plan)
         told = {name: len(getattr(plan, name)) for name in _ASKED}
         _tell(told | {"left_out": plan.left_out}, as_json)
         return

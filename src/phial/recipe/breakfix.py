@@ -52,9 +52,9 @@ class Cycle:
     ) -> None:
         self.config, self.folder, self.models, self.judge = config, folder, models, judge
         self.say, self.show, self.plan = say, show, make_plan(config)
-        self.chats = _general_chats(config, self.plan)
-        _keep_config(config, self.plan, folder)
+        self.chats = general_chats(config, self.plan)
         self.stages = Stages(folder, say)
+        _keep_config(config, self.plan, folder)
         self.trained: list[Trained | None] = [None]
         self.journal: RequestJournal
 
@@ -217,12 +217,13 @@ class Cycle:
         return self.folder / f"round-{number}" / name
 
 
-def _general_chats(config: BreakfixConfig, plan: Plan) -> list[Chat]:
-    """The general chats to learn from. Raises PhialError where one is near what measures."""
+def general_chats(config: BreakfixConfig, plan: Plan) -> list[Chat]:
+    """The general chats to learn from. Raises PhialError as read_chats(), and where one is near what measures."""
+    held = config.measure.chats
+    held_out = [text for chat in read_chats([held]) for text in _asked(chat)] if held else []
     if config.fix.chats is None:
         return []
-    chats, held = list(read_chats([config.fix.chats])), config.measure.chats
-    held_out = [text for chat in read_chats([held]) for text in _asked(chat)] if held else []
+    chats = list(read_chats([config.fix.chats]))
     check_apart([text for chat in chats for text in _asked(chat)], [*plan.measuring, *held_out])
     return chats
 
@@ -235,7 +236,11 @@ def _keep_config(config: BreakfixConfig, plan: Plan, folder: Path) -> None:
     """Write config.json, or hold it against the one that is there."""
     path = folder / CONFIG
     now = {"config": config.model_dump(mode="json", exclude=_FREE), "plan": plan.digest}
-    if not path.is_file():
-        write_json(path, now)
-    elif json.loads(path.read_text("utf-8")) != now:
+    try:
+        known = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return write_json(path, now)
+    except (OSError, ValueError) as error:
+        raise PhialError(f"{path} cannot be read: {error}", "use another folder") from error
+    if known != now:
         raise PhialError(f"{folder} holds a run of another configuration or other requests", "use another folder")

@@ -74,7 +74,7 @@ class MeasureConfig(BaseModel):
 class FixConfig(BaseModel):
     """What attacks a round, and what the model learns from those attacks that succeed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     prompts: tuple[PromptFile, ...] = Field((), description="requests of your own; left out: the built-in ones")
     harmless: tuple[PromptFile, ...] = Field((), description="look-alikes of your own; left out: the built-in ones")

@@ -18,7 +18,8 @@ from phial.language_model import LanguageModel, Reply
 from phial.manifest import sha256_of
 from phial.recipe.breakfix_config import BreakfixConfig
 from phial.train.chats import Chat, read_chats
-from phial.train.dpo import DpoConfig, dpo
+from phial.train.dpo import DpoConfig, dpo, side_of
+from phial.train.lora import add_lora
 from phial.train.pairs import read_pairs
 from phial.train.sft import SftConfig, encode_chats, held_out, sequence_of, sft
 from phial.train.start import Start, open_start
@@ -80,10 +81,18 @@ class TunedModels:
 
     Args:
         file: GGUF file to begin with.
+
+    Raises PhialError for what training could not begin with, before a model is asked for hours.
     """
 
     def __init__(self, config: BreakfixConfig, file: Path) -> None:
         self.config, self.file = config, file
+        start = open_start(file, template=config.sft.template, weights=False)
+        sequence_of(config.sft, start)
+        if config.dpo is not None:
+            side_of(config.dpo, start)
+        if config.sft.lora is not None:
+            add_lora(start.model, config.sft.lora)
         self._digest = sha256_of(file)
 
     def identity(self, trained: list[Path] | None) -> str:
