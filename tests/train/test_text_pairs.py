@@ -117,5 +117,7 @@ def test_texts_are_packed_whole_side_by_side_and_in_their_order_by_number() -> N
         rows, places = (batch["texts"] == number).nonzero(as_tuple=True)
         assert len(set(rows.tolist())) == 1 and places.tolist() == list(range(places[0], places[0] + length))
     assert batch["tokens"].shape[1] <= 128
+    *others, last = _pairs(4)
+    assert stacked_pairs([*others, last._replace(negatives=last.negatives * 2)])["owners"].tolist() == [1, 3, 3]
     wide = packed_texts([np.arange(300), np.arange(5)])
     assert wide["texts"].shape == (2, 300) and int((wide["texts"] < 0).sum()) == 295
