@@ -11,7 +11,7 @@ from phial.cli import options, train_breakfix, train_dpo, train_embed, train_lon
 
 train = typer.Typer(
     name="train",
-    help="Train models: from token shards, on chats, on preferences, to embed, for a longer context.",
+    help="Train and tune models, on text, chats and preferences.",
     epilog="Example: phial train pretrain pretrain.toml --output runs/model",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -31,4 +31,4 @@ train.command(epilog="Example: phial train embed smollm2-135m pairs.jsonl -o run
 
 @train.callback()
 def group(helped: options.Help = False) -> None:
-    """Train models: from token shards, on chats, on preferences, to embed, for a longer context."""
+    """Train and tune models, on text, chats and preferences."""

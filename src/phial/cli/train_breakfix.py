@@ -23,7 +23,7 @@ _ASKED = ("held_out", "plain", "labelled", "exact", "fixing", "harmless", "gener
 
 
 def breakfix(config: Config, output: Output = None, check: Check = False, as_json: options.Json = False) -> None:
-    """Make a model safer: find attacks that succeed, tune on refusals of them, measure with attacks held out."""
+    """Make a model safer. Find attacks that succeed, tune on refusals of them, measure with attacks held out."""
     require("train", "tune a model")
     if output is None and not check:
         raise ArgumentError("there is no folder for the run", "name a new one with --output, or look with --check")

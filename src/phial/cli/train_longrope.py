@@ -41,7 +41,7 @@ def longrope(
     workers: Workers = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Search LongRoPE factors for a longer context, tune if configured, and write the model with both lists."""
+    """Extend a context by LongRoPE. Search the factors, tune if configured, write the model with both lists."""
     require("train", "extend a model")
     require("data", "read texts")
     from phial.config_file import read_config
