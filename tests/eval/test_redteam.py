@@ -117,6 +117,9 @@ def test_files_of_public_formats_are_read(tmp_path: Path) -> None:
         "rows.jsonl.gz/1",
         "rows.jsonl.gz/3",
     ]
+    whole = tmp_path / "whole.jsonl"
+    whole.write_text('{"prompt": "one\u2028line"}\n', "utf-8")
+    assert [p.text for p in read_prompts(PromptFile(path=whole, column="prompt"))] == ["one\u2028line"]
     lines = tmp_path / "lines.txt"
     lines.write_text("one\n\ntwo\n", "utf-8")
     assert [p.text for p in read_prompts(PromptFile(path=lines))] == ["one", "two"]

@@ -159,7 +159,7 @@ def _csv(text: str, path: Path, header: bool) -> Iterator[dict[str, Any]]:
 
 def _json(text: str, path: Path) -> Iterator[dict[str, Any]]:
     try:
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in text.split("\n") if line.strip()]  # JSON may hold U+2028, no end of a line
         values = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
     except (ValueError, RecursionError) as error:
         raise PhialError(f"{path} is no JSON: {error}", "a list, or an object on each line") from error

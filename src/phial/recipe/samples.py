@@ -32,4 +32,7 @@ def _continued(llm: Llama, prompt: str, max_tokens: int, stop: str | None = None
 
 
 def _problems(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as lines:  # U+2028 ends none of them
+        return [json.loads(line) for line in lines]
