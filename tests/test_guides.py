@@ -1,4 +1,4 @@
-"""What the guides show is so: commands have the options they are shown with, configurations are accepted."""
+"""What the pages show is so: commands have the options they are shown with, configurations are accepted, links lead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from pydantic import BaseModel
 from phial.cli.app import app
 from phial.config_file import checked, read_toml
 
-GUIDES = Path(__file__).parents[1] / "docs/guides"
+ROOT = Path(__file__).parents[1]
+GUIDES = ROOT / "docs/guides"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "bench/results").glob("*.md"))]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CALL = re.compile(r"^(?:\$ )?(?:torchrun .*?-m )?phial (.*)$")
 
@@ -83,3 +87,23 @@ def test_configurations_of_the_align_guide_are_accepted(tmp_path: Path) -> None:
                 checked(kind, table.get("prefer", table), title)
                 read.add(kind)
     assert read == set(kinds.values())
+
+
+def anchor(heading: str) -> str:
+    """What a heading is called in links: small letters, hyphens between words, no other signs."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def test_links_lead_to_files_and_headings() -> None:
+    dead = []
+    for page in PAGES:
+        for link in LINK.findall(FENCE.sub("", page.read_text("utf-8"))):
+            name, _, heading = link.partition("#")
+            target = (page.parent / name).resolve() if name else page
+            if re.match(r"https?:|mailto:", link):
+                continue
+            if not target.exists():
+                dead.append(f"{page.name}: {link}")
+            elif heading and anchor(heading) not in map(anchor, HEADING.findall(target.read_text("utf-8"))):
+                dead.append(f"{page.name}: {link}")
+    assert dead == []
