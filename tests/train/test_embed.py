@@ -200,6 +200,7 @@ def test_a_long_text_stops_the_run_or_is_cut_and_counted(file: Path) -> None:
     [
         (PAIRS[:1], 4, "all documents are the same text"),
         (SINGLE[:1] * 2, 4, "all documents are the same text"),
+        ([PAIRS[0], PAIRS[1]._replace(query=PAIRS[0].query)], 4, "all queries are the same text"),
         (PAIRS[:2], 1, "batch is 1 and no pair has negatives"),
         ([*PAIRS[:1], TextPair("\ud800", "p", (), "x.jsonl, row 7")], 4, "x.jsonl, row 7: .*surrogate"),
     ],

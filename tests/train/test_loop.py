@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from tests.train.counting import TINY, Counting, Phases, run, tiny_model
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from phial.errors import PhialError
@@ -153,14 +155,20 @@ def test_a_step_without_targets_is_an_error(tmp_path: Path) -> None:
         train(tiny_model(), Empty(), NextToken(), LoopConfig(steps=3), tmp_path, quiet=True)
 
 
-def test_a_full_disk_is_named_and_the_checkpoint_before_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("error", [FULL, CheckpointException("save", {0: (FULL, traceback.extract_stack())})])
+def test_a_full_disk_is_named_and_the_checkpoint_before_stays(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(tensors: object, *, checkpoint_id: Path, **rest: object) -> None:
         if checkpoint_id.name.startswith("00000004"):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise error
         save(tensors, checkpoint_id=checkpoint_id, **rest)
 
     monkeypatch.setattr(checkpoints, "save", full)
-    with pytest.raises(PhialError, match="no checkpoint can be written to .*No space left"):
+    with pytest.raises(PhialError, match=r"no checkpoint can be written to [^\n]*No space left on device\nhint"):
         train(tiny_model(), Phases(), NextToken(), LoopConfig(steps=9, checkpoint_every=2), tmp_path, quiet=True)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["00000002"]
 

@@ -51,6 +51,11 @@ def chat_of(row: Row) -> Chat:
         raise PhialError(f"{row.where}: {error.message}", error.hint) from error
     if not any(message["role"] == "assistant" for message in messages):
         raise PhialError(f"{row.where} has no message of the assistant", "there is nothing to learn from it; remove it")
+    for number, message in enumerate(messages, 1):
+        if message["role"] == "assistant" and not (message["content"] or "").strip():
+            raise PhialError(
+                f"{row.where}: message {number}, an answer, is empty", "it would teach to say nothing; remove it"
+            )
     return Chat(messages, row.where)
 
 
@@ -92,8 +97,8 @@ def _share_gpt(value: Mapping[str, Any]) -> list[Message]:
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, Mapping) or not {"from", "value"} <= turn.keys():
             raise PhialError(f"turn {number} is {turn!r:.60}", "a turn is {'from': ..., 'value': ...}")
-        if turn["from"] not in _SPEAKERS:
-            raise PhialError(f"turn {number} is from {turn['from']!r}", f"speakers are {', '.join(_SPEAKERS)}")
+        if not isinstance(turn["from"], str) or turn["from"] not in _SPEAKERS:
+            raise PhialError(f"turn {number} is from {turn['from']!r:.60}", f"speakers are {', '.join(_SPEAKERS)}")
         messages.append({"role": _SPEAKERS[turn["from"]], "content": turn["value"]})
     return messages
 

@@ -55,8 +55,14 @@ class Checkpoints:
         try:
             if writing is not None:
                 writing.result()
-        except (OSError, CheckpointException) as error:
-            raise PhialError(f"no checkpoint can be written to {self.folder}: {error}", "free space there") from error
+        except CheckpointException as error:  # its own text is a traceback of every process
+            cause, _ = next(iter(error.failures.values()))
+            raise self._unwritable(cause) from error
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: BaseException) -> PhialError:
+        return PhialError(f"no checkpoint can be written to {self.folder}: {error}", "free space there")
 
     def close(self) -> None:
         """wait(), and let the thread go."""

@@ -189,9 +189,13 @@ def read(pairs: Iterable[TextPair], config: EmbedConfig, start: Start) -> ReadPa
 
 def _refuse_no_contrast(pairs: Sequence[Pair], config: EmbedConfig) -> None:
     """Raises PhialError where no query has a document that it is to be told apart from: the loss would be 0."""
-    if len({text.key for pair in pairs for text in pair.texts[1:]}) == 1:
+    if any(pair.negatives for pair in pairs):
+        return
+    if len({pair.positive.key for pair in pairs}) == 1:
         raise PhialError("all documents are the same text, so no query has a negative", "give more pairs, or negatives")
-    if config.batch == 1 and not any(pair.negatives for pair in pairs):
+    if len({pair.query.key for pair in pairs}) == 1 and config.duplicates == "mask":
+        raise PhialError("all queries are the same text, so every document answers it", "give more pairs, or negatives")
+    if config.batch == 1:
         raise PhialError("batch is 1 and no pair has negatives: there is nothing to tell apart", "raise batch")
 
 
