@@ -35,7 +35,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss
 
     Returns (total, squares), float32 scalars; cross-entropy alone is total - z_loss * squares.
     """
-    hidden, weight, targets = counted_rows(hidden, weight, targets)
+    hidden, targets = counted_rows(hidden, targets)
     with_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     total, squares = _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, with_gradient)  # type: ignore[no-untyped-call]
     return total, squares
@@ -50,9 +50,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         squares = torch.zeros_like(nll)
         for_hidden, for_weight = (wanted and with_gradient for wanted in ctx.needs_input_grad[:2])
         to_hidden = torch.empty_like(hidden) if for_hidden else None
-        to_weight = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
-        for rows in chunks(hidden, weight):
-            log_p, log_z = log_softmax(hidden[rows], weight)
+        to_weight = None
+        matrix = weight.to(hidden.dtype)
+        for rows in chunks(hidden, matrix):
+            log_p, log_z = log_softmax(hidden[rows], matrix)
             place = targets[rows][:, None]
             nll -= log_p.gather(1, place).sum()
             squares += log_z.square().sum()
@@ -60,11 +61,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 by_logit = log_p.exp_()
                 if z_loss:
                     by_logit *= (1 + 2 * z_loss * log_z)[:, None]
-                by_logit = by_logit.scatter_add_(1, place, -torch.ones_like(by_logit[:, :1])).to(weight.dtype)
+                by_logit = by_logit.scatter_add_(1, place, -torch.ones_like(by_logit[:, :1])).to(matrix.dtype)
                 if to_hidden is not None:
-                    torch.mm(by_logit, weight, out=to_hidden[rows])
-                if to_weight is not None:
-                    to_weight += by_logit.T @ hidden[rows]
+                    torch.mm(by_logit, matrix, out=to_hidden[rows])
+                if for_weight:
+                    to_weight = added(to_weight, by_logit.T @ hidden[rows])
+        if for_weight and to_weight is None:  # nothing is counted
+            to_weight = torch.zeros_like(weight)
         ctx.mark_non_differentiable(squares)
         ctx.save_for_backward(to_hidden, to_weight)
         ctx.dtype = weight.dtype
@@ -75,12 +78,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, by_total: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         to_hidden, to_weight = ctx.saved_tensors  # None of what is frozen
         by_hidden = None if to_hidden is None else to_hidden * by_total
-        by_weight = None if to_weight is None else (to_weight * by_total).to(ctx.dtype)
+        by_weight = None if to_weight is None else (to_weight * by_total).to(ctx.dtype)  # that of the weight itself
         return by_hidden, by_weight, None, None, None
 
 
-def counted_rows(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows of hidden states, (N, D), and the targets, (N,), that are not IGNORED; both factors as autocast wants.
+def counted_rows(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of hidden states, (N, D), in the type that autocast wants, and the targets, (N,), that are not IGNORED.
 
     Arguments as linear_cross_entropy's. What is ignored costs no logits.
     """
@@ -88,9 +91,13 @@ def counted_rows(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tenso
     counted = targets != IGNORED
     hidden, targets = hidden[counted], targets[counted]
     if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-    return hidden, weight, targets
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    return hidden, targets
+
+
+def added(total: Tensor | None, product: Tensor) -> Tensor:
+    """A gradient's sum over chunks, float32; None before the first. Each pass over so large a tensor counts."""
+    return product.float() if total is None else total.add_(product)
 
 
 def chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from phial.train.cross_entropy import IGNORED, chunks, counted_rows, log_softmax
+from phial.train.cross_entropy import IGNORED, added, chunks, counted_rows, log_softmax
 
 
 def linear_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def linear_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     Args:
         hidden: (..., D). weight: (V, D). targets: (...), integers below V, or IGNORED.
     """
-    rows, weight, counted = counted_rows(hidden, weight, targets)
+    rows, counted = counted_rows(hidden, targets)
     found: Tensor = _LinearLogProbs.apply(rows, weight, counted)  # type: ignore[no-untyped-call]
     return torch.zeros(targets.shape, device=found.device).masked_scatter(targets != IGNORED, found)
 
@@ -35,11 +35,12 @@ class _LinearLogProbs(torch.autograd.Function):
         found = torch.empty(len(hidden), device=hidden.device)
         for_hidden, for_weight, _ = ctx.needs_input_grad
         by_hidden = torch.empty_like(hidden) if for_hidden and not for_weight else None
-        for rows in chunks(hidden, weight):
-            log_p, _ = log_softmax(hidden[rows], weight)
+        matrix = weight.to(hidden.dtype)
+        for rows in chunks(hidden, matrix):
+            log_p, _ = log_softmax(hidden[rows], matrix)
             found[rows] = log_p.gather(1, targets[rows][:, None])[:, 0]
             if by_hidden is not None:
-                torch.mm(_by_logits(log_p, targets[rows]).to(weight.dtype), weight, out=by_hidden[rows])
+                torch.mm(_by_logits(log_p, targets[rows]).to(matrix.dtype), matrix, out=by_hidden[rows])
         ctx.save_for_backward(*((by_hidden,) if by_hidden is not None else (hidden, weight, targets)))
         return found
 
@@ -50,14 +51,13 @@ class _LinearLogProbs(torch.autograd.Function):
             (by_hidden,) = ctx.saved_tensors
             return by_hidden * by_found[:, None].to(by_hidden.dtype), None, None
         hidden, weight, targets = ctx.saved_tensors
-        to_hidden = torch.empty_like(hidden)
-        to_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for rows in chunks(hidden, weight):
-            log_p, _ = log_softmax(hidden[rows], weight)
-            by_logits = _by_logits(log_p, targets[rows]).mul_(by_found[rows, None]).to(weight.dtype)
-            torch.mm(by_logits, weight, out=to_hidden[rows])
-            to_weight += by_logits.T @ hidden[rows]
-        return to_hidden, to_weight.to(weight.dtype), None
+        to_hidden, to_weight, matrix = torch.empty_like(hidden), None, weight.to(hidden.dtype)
+        for rows in chunks(hidden, matrix):
+            log_p, _ = log_softmax(hidden[rows], matrix)
+            by_logits = _by_logits(log_p, targets[rows]).mul_(by_found[rows, None]).to(matrix.dtype)
+            torch.mm(by_logits, matrix, out=to_hidden[rows])
+            to_weight = added(to_weight, by_logits.T @ hidden[rows])
+        return to_hidden, torch.zeros_like(weight) if to_weight is None else to_weight.to(weight.dtype), None
 
 
 def _by_logits(log_p: Tensor, targets: Tensor) -> Tensor:
