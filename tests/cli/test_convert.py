@@ -26,6 +26,7 @@ def test_mistakes_are_two_lines_and_leave_nothing(invoke, tiny, tmp_path) -> Non
     for arguments, named in [
         ((tiny, "folder", "--type", "q8_0"), "type 'q8_0'"),
         ((tiny, "folder", "--type", "q4_k"), "type 'q4_k'"),
+        ((tiny, "x.gguf"), "named as a file"),
         ((str(tmp_path), "x.gguf"), "no config.json"),
         ((str(tmp_path), str(tmp_path)), "is a folder"),
         ((str(tmp_path / "absent"), "x.gguf"), "absent"),

@@ -152,6 +152,24 @@ def test_given_pairs_are_kept_once_and_only_where_something_can_be_learnt(tmp_pa
     assert ([p.messages[0]["content"] for p in asked], gate.left_out) == (["Who?"], {"duplicate": 1, "contaminated": 1})
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("pairs.jsonl", "{}\n"), ("answers.jsonl", ""), ("report.json", '{"best": 0}'), ("report.json", "[")],
+)
+def test_files_of_something_else_are_not_written_over(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PhialError, match=f"{name} is not of phial data prefer"):
+        prefer(config(samples=0), tmp_path, rows=prompts("a", answer="Right", rejected="Not right"))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, text)]
+
+
+def test_a_finished_run_may_be_made_again_without_its_journal(tmp_path: Path) -> None:
+    rows = prompts("a", answer="Right", rejected="Not right")
+    report = prefer(config(samples=0), tmp_path, rows=rows)
+    (tmp_path / "journal.jsonl").unlink()
+    assert prefer(config(samples=0), tmp_path, rows=rows) == report
+
+
 class Stopping(Scripted):
     """One or two words by the seed, judged by chance; stops the run after some replies."""
 

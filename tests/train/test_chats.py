@@ -93,6 +93,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     whole = zstandard.compress(json.dumps({"messages": [USER, ANSWER]}).encode() * 9)
     for name, data in {
         "a.jsonl": b"{no json",
+        "g.jsonl": b'{"messages": "\\ud800"}',
         "b.jsonl.gz": b"no gzip",
         "c.jsonl.zst": whole[:-4],
         "d.jsonl.zst": b"no frame",

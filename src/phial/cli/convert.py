@@ -41,7 +41,13 @@ def convert(
         for note in notes:
             console.note(f"note: {note}")
     else:
-        conversion.gguf_to_hf(hub.resolve(source), target, type or "f32", _Progress(), adapter=lora)
+        file = hub.resolve(source)
+        if target.suffix.lower() == ".gguf":
+            raise ArgumentError(
+                f"of a file a folder is made, and {target} is named as a file",
+                f"name {target.with_suffix('')}; then phial convert {target.with_suffix('')} {target}",
+            )
+        conversion.gguf_to_hf(file, target, type or "f32", _Progress(), adapter=lora)
     console.note(f"wrote {target}")
 
 

@@ -27,7 +27,7 @@ from phial.data.format_words import Split
 from phial.data.identity import IdentityConfig
 from phial.data.overlap import benchmark_check
 from phial.data.preference_prompts import Gate, Pair, Prompt, refuse_unranked, templates, with_system
-from phial.data.preference_report import Output, Tally
+from phial.data.preference_report import JOURNAL, Output, Tally, refuse_foreign
 from phial.data.request_journal import RequestJournal, digest
 from phial.data.verifiers import Check, problems
 from phial.errors import ArgumentError
@@ -121,15 +121,17 @@ def prefer(
         workers: requests under way at once; the output does not depend on it.
 
     Raises:
-        PhialError: the configuration cannot be met, a model fails, or tests cannot be executed safely.
+        PhialError: the folder is of something else, the configuration cannot be met, a model fails, or tests cannot be
+            executed safely.
     """
     if config.samples and model is None and (config.formats or config.identity or config.prompts):
         raise ArgumentError("there is no model to answer", "name one, or set samples = 0 for the written answers")
     prompts, gate = plan(config, rows, judged=judge is not None)
     output.mkdir(parents=True, exist_ok=True)
+    refuse_foreign(output)
     tally = Tally()
     with ExitStack() as stack:
-        journal = stack.enter_context(RequestJournal(output / "journal.jsonl"))
+        journal = stack.enter_context(RequestJournal(output / JOURNAL))
         files = stack.enter_context(Output(output))
         run = _Run(config, executor(journal, config.weak_sandbox), tally, show or (lambda done, text: None))
         sampled: list[list[Reply]] = [[] for _ in prompts]

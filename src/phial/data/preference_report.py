@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from phial.data.judge import Bias
 from phial.data.preference_prompts import Gate, Pair, Prompt
+from phial.errors import PhialError
 from phial.intervals import wilson
 from phial.language_model import Reply
 from phial.manifest import sha256_of, write_json
@@ -18,8 +19,22 @@ from phial.manifest import sha256_of, write_json
 if TYPE_CHECKING:
     from phial.data.preference import Answer, Found
 
-REPORT = "report.json"
+NAME, REPORT, JOURNAL = "prefer", "report.json", "journal.jsonl"
 FILES = ("pairs", "chats", "answers")
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises PhialError where a file that a run would write over is there and not of such a run."""
+    report = folder / REPORT
+    there = [path for path in (folder / f"{name}.jsonl" for name in FILES) if path.exists()]
+    try:
+        ours = json.loads(report.read_text("utf-8"))["name"] == NAME
+    except FileNotFoundError:
+        ours = not there or (folder / JOURNAL).exists()
+    except (OSError, ValueError, KeyError, TypeError):
+        ours, there = False, [report]
+    if not ours:
+        raise PhialError(f"{[*there, report][0]} is not of phial data prefer", "it would be lost: use another folder")
 
 
 class Tally:
@@ -43,7 +58,7 @@ class Tally:
         sums = sum(self.kinds.values(), Counter[str]())
         reasons = sum(self.reasons.values(), Counter[str]())
         return {
-            "name": "prefer",
+            "name": NAME,
             **{name: sums[name] for name in ("prompts", "answers", "pairs", "chats")},
             "no_pair": dict(sorted(reasons.items())),
             "by_kind": {kind: self._of_kind(kind) for kind in sorted(self.kinds)},

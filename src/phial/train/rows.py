@@ -75,7 +75,9 @@ def _json(file: BinaryIO, path: Path) -> Iterator[Any]:
 
 def _loaded(data: bytes, where: str) -> Any:
     try:
-        return json.loads(data)
+        value = json.loads(data)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text, and no file can hold it
+        return value
     except (ValueError, RecursionError) as error:
         raise PhialError(
             f"{where} is no JSON: {error}", "a file is a JSON list, or has one object on each line"
