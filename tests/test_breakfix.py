@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,9 +305,13 @@ def test_what_was_learnt_is_read_back_whatever_it_holds(tmp_path: Path) -> None:
 def test_a_folder_of_another_command_or_a_damaged_one_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     for name, content, said in (
         ("manifest.json", '{"config": {}, "starts": []}', "is no manifest"),
+        ("manifest.json", '{"stages": []}', "is no manifest"),
+        ("manifest.json", '{"stages": {"round 0: measure": {}}}', "is no manifest"),
+        ("answers.jsonl", "of data prefer", "has answers.jsonl and no config.json"),
+        ("report.json", "{}", "has report.json and no config.json"),
         ("config.json", "{", "cannot be read"),
     ):
-        folder = tmp_path / name.partition(".")[0]
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
         (folder / name).write_text(content, "utf-8")
         with pytest.raises(PhialError, match=said):
@@ -318,6 +324,14 @@ def test_a_folder_of_another_command_or_a_damaged_one_is_refused_and_left_as_it_
     [
         ("held.jsonl", "nowhere.jsonl", "nowhere.jsonl cannot be read"),
         ("[sft]", "[sft]\nsequence = 9999", "sequence is 9999, the model's context 512"),
+        (
+            "max_tokens = 4",
+            'max_tokens = 4\nexact = { path = "blank.jsonl" }',
+            "blank.jsonl, row 1: 'one' has the answer ''",
+        ),
+        ("attacks.txt", "half.jsonl", "half.jsonl is no JSON: .*surrogates"),
+        ("attacks.txt", "damaged.txt.zst", "damaged.txt.zst cannot be read"),
+        ("attacks.txt", "damaged.txt.gz", "damaged.txt.gz cannot be read"),
         ("[dpo]", "[dpo]\nsequence = 9999", "sequence is 9999, the model's context 512"),
         ("rank = 2", 'rank = 2, targets = ["k_proj"]', "no layer has a matrix 'k_proj'"),
         ("[sft]", '[sft]\ntemplate = "nope"', "no chat template is called 'nope'"),
@@ -328,8 +342,12 @@ def test_what_training_could_not_begin_with_is_refused_before_anything_is_asked(
 ) -> None:
     text = _tiny_files(tmp_path).replace(old, new).replace('decides = "model"\njudge = "strict"\n', "")
     (tmp_path / "c.toml").write_text(text, "utf-8")
+    (tmp_path / "blank.jsonl").write_text('{"prompt": "one", "answer": ""}', "utf-8")
+    (tmp_path / "half.jsonl").write_text('{"text": "\\ud800"}', "utf-8")
+    (tmp_path / "damaged.txt.zst").write_bytes(b"no frame")
+    (tmp_path / "damaged.txt.gz").write_bytes(gzip.compress(b"word " * 99)[:10] + b"\xff" * 30)
     assert console.run(app, ["train", "breakfix", str(tmp_path / "c.toml"), "-o", str(tmp_path / "run")]) == 2
-    assert said in capsys.readouterr().err
+    assert re.search(said, err := capsys.readouterr().err), err
     assert not (tmp_path / "run").exists()
 
 

@@ -11,7 +11,8 @@ _COMPRESSED = 1 << 13  # bytes decompressed at once
 
 
 def opened(path: Path) -> BinaryIO:
-    """The file, unpacked as its name says; reading one that is cut short ends with EOFError, whatever the packing."""
+    """The file, unpacked as its name says; reading one that is cut short ends with EOFError, whatever the packing,
+    and one that is damaged with OSError or, .gz, zlib.error."""
     if path.name.endswith(".gz"):
         return gzip.open(path)  # type: ignore[return-value]
     file = open(path, "rb")
@@ -28,7 +29,7 @@ class _Frames(io.RawIOBase):
         import zstandard  # of the extra data; what is not packed so needs none
 
         self._file, self._rest, self._ready = file, b"", b""
-        self._new = zstandard.ZstdDecompressor().decompressobj
+        self._new, self._damaged = zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError
         self._decoder: Any = self._new()  # no frame at all is cut short, too
 
     def readable(self) -> bool:
@@ -43,7 +44,10 @@ class _Frames(io.RawIOBase):
                 return 0
             if self._decoder is None:
                 self._decoder = self._new()
-            self._ready, self._rest = self._decoder.decompress(data), b""
+            try:
+                self._ready, self._rest = self._decoder.decompress(data), b""
+            except self._damaged as error:
+                raise OSError(str(error)) from error
             if self._decoder.eof:
                 self._rest, self._decoder = self._decoder.unused_data, None
         taken = self._ready[: len(buffer)]

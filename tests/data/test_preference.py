@@ -12,7 +12,7 @@ import pytest
 
 from phial.data.preference import PreferConfig, plan, prefer
 from phial.data.preference_prompts import Pair, prompt_of
-from phial.errors import ArgumentError
+from phial.errors import ArgumentError, PhialError
 from phial.language_model import Reply
 
 ONE_WORD = [{"check": "words", "least": 1, "most": 1}]

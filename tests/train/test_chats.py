@@ -93,7 +93,6 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     whole = zstandard.compress(json.dumps({"messages": [USER, ANSWER]}).encode() * 9)
     for name, data in {
         "a.jsonl": b"{no json",
-        "g.jsonl": b'{"messages": "\\ud800"}',
         "b.jsonl.gz": b"no gzip",
         "c.jsonl.zst": whole[:-4],
         "d.jsonl.zst": b"no frame",
@@ -105,5 +104,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(PhialError, match=name):
             list(read_chats([tmp_path / name]))
+    with pytest.raises(PhialError, match="row 2 is no JSON: .*surrogates"):
+        _read(tmp_path, {"messages": [USER, ANSWER]}, {"messages": [{**USER, "content": "\ud800"}, ANSWER]})
     with pytest.raises(PhialError, match="No such file"):
         list(read_chats([tmp_path / "none.jsonl"]))

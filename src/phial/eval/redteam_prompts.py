@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
@@ -130,7 +131,7 @@ def read_table(path: Path, *, header: bool = True) -> Iterator[dict[str, Any]]:
     try:
         with opened(path) as file:
             text = file.read().decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise PhialError(f"{path} cannot be read: {error}", "check the path and the file") from error
     if name.endswith(".csv"):
         yield from _csv(text, path, header)
@@ -161,6 +162,7 @@ def _json(text: str, path: Path) -> Iterator[dict[str, Any]]:
     try:
         lines = [line for line in text.split("\n") if line.strip()]  # JSON may hold U+2028, no end of a line
         values = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
+        json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text, and no file can hold it
     except (ValueError, RecursionError) as error:
         raise PhialError(f"{path} is no JSON: {error}", "a list, or an object on each line") from error
     for number, value in enumerate(values, 1):

@@ -30,12 +30,12 @@ from phial.recipe.breakfix_config import BreakfixConfig, Plan, make_plan
 from phial.recipe.breakfix_fixes import make_fixes, read_written, write_rows
 from phial.recipe.breakfix_measures import Measured, Show, beyond_bounds, compared, judge_attacks, measure, success_rate
 from phial.recipe.breakfix_models import LazyModel, Models, Trained
-from phial.recipe.breakfix_report import write_report
+from phial.recipe.breakfix_report import REPORT, write_report
 from phial.recipe.stages import Stages
 from phial.train.chats import Chat, read_chats
 
 Say = Callable[[str], None]
-CONFIG = "config.json"
+CONFIG, ANSWERS = "config.json", "answers.jsonl"
 _FREE = {"rounds", "stop", "n_threads"}  # what may change when a run goes on: nothing made so far depends on it
 
 
@@ -60,7 +60,7 @@ class Cycle:
 
     def run(self) -> dict[str, Any]:
         """All rounds, as many as pay; what report.json holds."""
-        with RequestJournal(self.folder / "answers.jsonl") as self.journal:
+        with RequestJournal(self.folder / ANSWERS) as self.journal:
             rounds, best, why = [self._measure(0)], 0, "all rounds are done"
             for number in range(1, self.config.rounds + 1):
                 if not self._attack(number):
@@ -239,6 +239,8 @@ def _keep_config(config: BreakfixConfig, plan: Plan, folder: Path) -> None:
     try:
         known = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
+        if there := [file for file in (folder / ANSWERS, folder / REPORT) if file.exists()]:
+            raise PhialError(f"{folder} has {there[0].name} and no {CONFIG}", "use another folder") from None
         return write_json(path, now)
     except (OSError, ValueError) as error:
         raise PhialError(f"{path} cannot be read: {error}", "use another folder") from error

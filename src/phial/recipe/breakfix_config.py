@@ -229,5 +229,10 @@ def _exact(file: ExactFile) -> list[tuple[str, str]]:
     for number, row in enumerate(read_table(file.path), 1):
         if missing := {file.column, file.answer} - row.keys():
             raise PhialError(f"{file.path}, row {number} has no {sorted(missing)[0]!r}", f"it has {', '.join(row)}")
-        pairs.append((str(row[file.column]), str(row[file.answer])))
+        values = [row[name] for name in (file.column, file.answer)]
+        if not all(value is not None and str(value).strip() for value in values):
+            raise PhialError(
+                f"{file.path}, row {number}: {values[0]!r:.60} has the answer {values[1]!r:.60}", "give both"
+            )
+        pairs.append((str(values[0]), str(values[1])))
     return pairs

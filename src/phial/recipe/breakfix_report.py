@@ -9,7 +9,7 @@ from typing import Any
 
 from phial.manifest import write_json
 
-PICTURE = "breakfix.png"
+REPORT, PICTURE = "report.json", "breakfix.png"
 ROWS = (  # what a table shows: words, and where it stands in a round's measures
     ("held-out attacks that succeed", ("held-out", "success")),
     ("held-out, DR-1", ("held-out", "DR-1")),
@@ -28,7 +28,7 @@ _COLOURS = ("#d55e00", "#e69f00", "#0072b2", "#009e73")
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
     """Write all three."""
-    write_json(folder / "report.json", report)
+    write_json(folder / REPORT, report)
     partial = folder / "report.md.partial"
     partial.write_text(_markdown(report), "utf-8")
     os.replace(partial, folder / "report.md")

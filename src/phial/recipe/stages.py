@@ -20,6 +20,7 @@ from phial.errors import PhialError
 from phial.manifest import sha256_of, write_json
 
 MANIFEST = "manifest.json"
+_RECORDED = {"settings", "inputs", "outputs", "metrics"}
 _LIBRARIES = ("phial", "torch", "numpy", "tokenizers", "datatrove")
 Say = Callable[[str], None]
 
@@ -31,9 +32,11 @@ class Stages:
         self.folder, self._say = folder, say
         try:
             self.made: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))["stages"]
+            if not all(stage.keys() >= _RECORDED for stage in self.made.values()):
+                raise KeyError("of a stage")
         except FileNotFoundError:
             self.made = {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise PhialError(f"{folder / MANIFEST} is no manifest: {error!r:.80}", "use another folder") from error
 
     def make(

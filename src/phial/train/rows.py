@@ -52,10 +52,6 @@ def _values(path: Path) -> Iterator[Any]:
             yield from _json(file, path)
     except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from error
-    except Exception as error:
-        if type(error).__module__.startswith("zstandard"):  # its errors are nobody's subclass; it may not be installed
-            raise _unreadable(path, error) from error
-        raise
 
 
 def _json(file: BinaryIO, path: Path) -> Iterator[Any]:
