@@ -1,6 +1,6 @@
 """Fine-tuning and preference tuning side by side: phial's, and TRL's trainers.
 
-python bench/align.py [--what sft,dpo] [--shape smol135m] [--precision bf16] [--steps 5] [--turns 2] [--threads 1]
+python bench/align.py [--what sft,dpo] [--shape smol135m] [--precision bf16] [--steps 5] [--turns 2] [--batch 8]
 
 The same random weights, the same examples in the same order, as many a step, the same AdamW (fused, no decay), clipping
 and precision; loss on answers alone. TRL pads its examples to the longest of a step and, for DPO, runs the reference
@@ -8,9 +8,9 @@ beside the policy ("trl") or, told so, before ("trl-before", as phial does); its
 phial's do. Each run is a process of its own; they take turns (A B A B ...), figures are medians over turns.
 
 Speed is tokens of examples, never of padding, a second of processor time (by the clock with several threads, which
-wants a quiet machine), a step being from one request for data to the next; "whole" counts the time of the reference
-too. Memory is the largest resident set. All must have the same losses. TRL needs the packages trl, accelerate, datasets
-and psutil, which phial does not. Prints JSON.
+wants a quiet machine), a step being from one request for data to the next; "whole" also counts what comes before the
+first, such as the reference. Memory is the largest resident set. All must have the same losses. TRL needs the packages
+trl, accelerate, datasets and psutil, which phial does not. Prints JSON.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class Clock:
         return steps, sum(tokens[: len(ends) - 1]) / (ends[-1] - self.started[clock])
 
 
-def talks(shape: str, steps: int) -> list[Talk]:
-    """Examples of all steps: prompts of 8 to 64 tokens, answers of 60 on average, from 4 to 250."""
+def talks(shape: str, examples: int) -> list[Talk]:
+    """Examples: prompts of 8 to 64 tokens, answers of 60 on average, from 4 to 250."""
     random, n_vocab = np.random.default_rng(0), SHAPES[shape][0]
 
     def some(n: int) -> list[int]:
@@ -95,7 +95,7 @@ def talks(shape: str, steps: int) -> list[Talk]:
     def answer() -> list[int]:
         return some(int(np.clip(random.lognormal(3.8, 0.7), 4, 250)))
 
-    return [Talk(some(int(random.integers(8, 65))), answer(), answer()) for _ in range(steps * SHAPES[shape][-1])]
+    return [Talk(some(int(random.integers(8, 65))), answer(), answer()) for _ in range(examples)]
 
 
 def tokens_of_steps(examples: Sequence[Talk], what: str, batch: int) -> list[int]:
@@ -134,7 +134,8 @@ class Ticking(PairBatches):
 
 def run_phial(what: str, folder: Path, examples: list[Talk], clock: Clock, options: argparse.Namespace) -> list[float]:
     """The losses of all steps."""
-    model, batch = load(folder), SHAPES[options.shape][-1]
+    model, batch = load(folder), options.batch
+    clock.started = clock.now()
     config = LoopConfig(
         steps=options.steps,
         precision=options.precision,
@@ -150,7 +151,6 @@ def run_phial(what: str, folder: Path, examples: list[Talk], clock: Clock, optio
                 for t in examples
             ]
             data = Ticking(pairs, batch, ROW, shuffle=False)
-            clock.started = clock.now()
             path = Path(run) / "reference.npy"
             fill_reference(model, data, path, {}, config, OneProcess(), print, learnt=True)
             data.clock = clock
@@ -163,7 +163,7 @@ def run_phial(what: str, folder: Path, examples: list[Talk], clock: Clock, optio
 def child(what: str, kind: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """One run in this process."""
     torch.set_num_threads(options.threads)
-    examples = talks(options.shape, options.steps)
+    examples = talks(options.shape, options.steps * options.batch)
     clock = Clock()
     if kind == "phial":
         losses = run_phial(what, folder, examples, clock, options)
@@ -171,7 +171,7 @@ def child(what: str, kind: str, folder: Path, options: argparse.Namespace) -> di
         import align_peers
 
         losses = align_peers.run_trl(what, folder, examples, clock, options, before=kind == "trl-before")
-    tokens = tokens_of_steps(examples, what, SHAPES[options.shape][-1])
+    tokens = tokens_of_steps(examples, what, options.batch)
     steps, whole = clock.rates(tokens, 0 if options.threads == 1 else 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     return {"tokens_per_second": steps, "whole": whole, "peak_mb": peak, "losses": losses}
@@ -223,7 +223,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, help="examples a step; the shape's own if left out")
     options = parser.parse_args()
+    options.batch = options.batch or SHAPES[options.shape][-1]
     if options.child:
         what, kind, folder = options.child
         print(json.dumps(child(what, kind, Path(folder), options)))

@@ -20,7 +20,7 @@ def run_trl(
     what: str, folder: Path, examples: Sequence[Talk], clock: Clock, options: argparse.Namespace, *, before: bool
 ) -> list[float]:
     """The losses of all steps. before: DPO's reference is computed before training."""
-    from align import BETA, LR, SHAPES
+    from align import BETA, LR
     from datasets import Dataset
     from transformers import LlamaForCausalLM, TrainerCallback
     from transformers.utils import logging
@@ -48,7 +48,7 @@ def run_trl(
     logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as run:
         common: dict[str, Any] = {
-            "output_dir": run, "max_steps": options.steps, "per_device_train_batch_size": SHAPES[options.shape][-1],
+            "output_dir": run, "max_steps": options.steps, "per_device_train_batch_size": options.batch,
             "use_cpu": True, "bf16": options.precision == "bf16", "optim": "adamw_torch_fused", "learning_rate": LR,
             "adam_beta1": 0.9, "adam_beta2": 0.95, "adam_epsilon": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0,
             "lr_scheduler_type": "constant", "logging_steps": 1, "save_strategy": "no", "report_to": "none",
