@@ -206,6 +206,7 @@ def test_a_prompts_answers_depend_on_it_and_the_seed_alone(tmp_path: Path) -> No
         model = Scripted({"a": ["x"] * 3, "b": ["y"] * 3})
         names = settings.pop("names", ("a", "b"))
         prefer(config(**settings), tmp_path / run, model=model, rows=prompts(*names))
+        assert model._given.get("a") != model._given["b"]
         return model._given["b"]
 
     both, alone, other = seeds("both"), seeds("alone", names=("b",)), seeds("other", seed=1)
