@@ -120,7 +120,7 @@ def win_rate(before: Measured, after: Measured, kinds: Sequence[str]) -> tuple[i
 def report(folder: Path, seeds: int, picture: Path | None) -> None:
     """Print the tables; draw shares by kind and what happened while training."""
     groups = {"trained kinds": TRAINED, "untrained kinds": UNTRAINED}
-    for way in ("greedy", "sampled"):
+    for way in [way for way in ("greedy", "sampled") if (folder / f"{way}-{seeds - 1}").exists()]:
         before, after = Measured(folder / f"{way}-before"), [Measured(folder / f"{way}-{s}") for s in range(seeds)]
         rows = []
         for name, kinds in {**groups, **{kind: (kind,) for kind in (*TRAINED, *UNTRAINED)}}.items():
