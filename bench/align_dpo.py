@@ -131,26 +131,26 @@ def report(folder: Path, seeds: int, picture: Path | None) -> None:
         print(_table([f"passed, {way}", "prompts", "before", "DPO, mean (seeds)", "won:lost", "win rate"], rows))
         cells = [["before", *before.cells()], *([f"seed {seed}", *one.cells()] for seed, one in enumerate(after))]
         print(_table([f"answers, {way}", "words", "cut off", "repeated trigrams", "same as another"], cells))
-    print(_table(["training", "pairs", "own answer chosen", *CURVES], list(_training(folder, seeds))))
+    print(_table(["training", "pairs", "own answer chosen", *AT_THE_END], list(_training(folder, seeds))))
     if picture:
         _draw(folder, seeds, picture)
 
 
-CURVES = {
+AT_THE_END = {
     "accuracy": "rewards/accuracy",
     "margin": "rewards/margin",
-    "chosen, nats a token": "log_probs/chosen",
+    "chosen, log π − log ref": "ratio/chosen",
+    "rejected": "ratio/rejected",
     "KL": "kl",
-    "words preferred": "length/preferred",
 }
 
 
 def _training(folder: Path, seeds: int) -> Iterator[list[str]]:
-    """Held-out pairs at the beginning and at the end of each run."""
+    """The pairs of each run, and what held-out pairs came to after it."""
     for seed in range(seeds):
         pairs = [json.loads(line) for line in (folder / f"pairs-{seed}/pairs.jsonl").read_text("utf-8").splitlines()]
-        rows = [row for row in _metrics(folder, seed) if f"validation/{CURVES['margin']}" in row]
-        cells = [f"{rows[0][f'validation/{m}']:.3f} → {rows[-1][f'validation/{m}']:.3f}" for m in CURVES.values()]
+        row = [row for row in _metrics(folder, seed) if "validation/loss" in row][-1]
+        cells = [f"{row[f'validation/{metric}']:.2f}" for metric in AT_THE_END.values()]
         yield [f"seed {seed}", str(len(pairs)), str(sum(pair["source"] == "sampled" for pair in pairs)), *cells]
 
 
@@ -178,7 +178,9 @@ def _draw(folder: Path, seeds: int, target: Path) -> None:
     places = [place + (place >= len(TRAINED)) * 0.7 for place in range(len(kinds))]
     for place, kind in zip(places, kinds, strict=True):
         found = [mean(one.passed((kind,))) for one in after]
-        shares.plot([mean(before.passed((kind,)))], [place], "o", color=old, label="before" if not place else None)
+        shares.plot(
+            [mean(before.passed((kind,)))], [place], "o", mfc="none", color=old, label="before" if not place else None
+        )
         shares.plot(found, [place] * seeds, "|", markersize=9, color=new)
         shares.plot([mean(found)], [place], "o", color=new, label="after DPO, seeds as strokes" if not place else None)
     shares.set_yticks(places, [kind.replace("_", " ") for kind in kinds])
@@ -189,7 +191,9 @@ def _draw(folder: Path, seeds: int, target: Path) -> None:
     for seed in range(seeds):
         rows = _metrics(folder, seed)
         for name, colour in (("ratio/chosen", new), ("ratio/rejected", old), ("kl", ink)):
-            points = [(row["step"], row[f"validation/{name}"]) for row in rows if f"validation/{name}" in row]
+            points = [(0, 0.0)] + [
+                (row["step"], row[f"validation/{name}"]) for row in rows if f"validation/{name}" in row
+            ]
             label = {"ratio/chosen": "chosen", "ratio/rejected": "rejected", "kl": "KL, k3"}[name]
             curves.plot(*zip(*points, strict=True), color=colour, linewidth=1.3, label=None if seed else label)
     curves.set_title("held-out pairs: log π − log ref,\nnats a token", color=ink)
