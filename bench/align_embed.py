@@ -35,7 +35,8 @@ QUOTED = re.compile(r'"(.+)"', re.DOTALL)
 
 def pairs_of(path: Path, name: str) -> Iterator[dict[str, str]]:
     """Rows (input, answer, rationale) as pairs; a claim without what is asked about it."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
         for line in file:
             asked, _, rationale = line.rstrip("\n").split("\t")
             asked = asked.split("\\nOptions:")[0].replace("\\n", "\n")
@@ -48,7 +49,7 @@ def pairs_of(path: Path, name: str) -> Iterator[dict[str, str]]:
 
 def split(folder: Path, output: Path, held: int, train: int, seed: int) -> None:
     """Two files without a text in common; every query and every positive of the held-out ones stands once."""
-    rows = [row for name in SETS for row in pairs_of(folder / f"{name}_train.tsv.gz", name)]
+    rows = [row for name in SETS for path in folder.glob(f"{name}_train.tsv*") for row in pairs_of(path, name)]
     rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
     times = Counter(row[side].lower() for row in rows for side in ("query", "positive"))
     alone = [row for row in rows if times[row["query"].lower()] == times[row["positive"].lower()] == 1]
