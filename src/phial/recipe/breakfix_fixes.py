@@ -41,7 +41,8 @@ def refusal(category: str, rng: random.Random, *, again: bool = False) -> str:
     parts: Category | None = known
     because, instead = (parts.because, parts.instead) if parts else (shared["because"], shared["instead"])
     opening = rng.choice(shared["again" if again else "openings"])
-    return f"{opening}: {rng.choice(because)}. {rng.choice(instead)}."
+    reason = rng.choice(because)
+    return f"{opening}. {reason[0].upper()}{reason[1:]}. {rng.choice(instead)}."
 
 
 def whole_sentences(text: str) -> str:
@@ -115,7 +116,8 @@ def make_fixes(
             pairs.append(row | {"kind": "refused", "id": attacked.attack.id})
     refused = len(chats)
     order = random.Random(f"{seed} look-alikes")
-    similar = make_attacks(order.sample(harmless, len(harmless)), ways, per_prompt=2, seed=seed)
+    dressed = make_attacks(harmless, [way for way in ways if way.name != "plain"], per_prompt=1, seed=seed)
+    similar = [*_plainly(harmless), *dressed]  # people ask as it stands, most of the time
     similar = order.sample(similar, len(similar))
     for messages, attack in _answered(similar, before, round(look_alikes * refused), max_tokens):
         chats.append({"messages": messages, "kind": "harmless", "id": attack.id})
@@ -123,7 +125,7 @@ def make_fixes(
         row = pair(messages[:-1], messages[-1]["content"], said)
         pairs.append(row | {"kind": "harmless", "id": attack.id})
     answered = len(chats) - refused
-    asked = [Attack(p, "plain", "low, one turn", (Turn(p.text),)) for p in order.sample(general, len(general))]
+    asked = _plainly(order.sample(general, len(general)))
     for messages, attack in _answered(asked, before, round(share_general * refused), max_tokens):
         chats.append({"messages": messages, "kind": "general", "id": attack.id})
     counts = {"refused": refused, "harmless": answered, "general": len(chats) - refused - answered, "pairs": len(pairs)}
@@ -157,6 +159,10 @@ def _answered(
         if all(answers):
             found.append((attacked._replace(answers=tuple(answers)).messages, attack))
     return found
+
+
+def _plainly(prompts: Sequence[Prompt]) -> list[Attack]:
+    return [Attack(prompt, "plain", "low, one turn", (Turn(prompt.text),)) for prompt in prompts]
 
 
 def _usable(answer: str) -> str:
