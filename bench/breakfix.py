@@ -38,7 +38,7 @@ _STRONGREJECT = 'column = "forbidden_prompt", category = "category"'
 _HARMBENCH = 'column = "Behavior", category = "SemanticCategory", where = { FunctionalCategory = "standard" }'
 CONFIG = """\
 model = "smollm2-135m"
-rounds = {rounds}
+rounds = 1
 seed = {seed}
 n_threads = 1
 
@@ -57,6 +57,7 @@ max_tokens = 48
 [fix]
 per_prompt = 1
 answer_tokens = 64
+look_alikes = 2.5
 
 [sft]
 sequence = 256
@@ -71,7 +72,7 @@ precision = "bf16"
 seed = {seed}
 
 [sft.loop.optimizer]
-lr = 5e-4
+lr = 4e-4
 """
 
 
@@ -90,10 +91,7 @@ def prepare(sets: Path, tasks: Path, out: Path) -> None:
     asked = [{"prompt": f"Tell me in one sentence: the {what}?", "answer": answer} for what, answer in facts]
     (out / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), "utf-8")
     for seed in range(SEEDS):
-        text = CONFIG.format(
-            sets=sets.resolve(), seed=seed, rounds=1 if seed else 2, harmbench=_HARMBENCH, strongreject=_STRONGREJECT
-        )
-        text = text if seed else f'judge = "smollm2-135m"\n{text}'
+        text = CONFIG.format(sets=sets.resolve(), seed=seed, harmbench=_HARMBENCH, strongreject=_STRONGREJECT)
         (out / f"seed-{seed}.toml").write_text(text, "utf-8")
 
 
