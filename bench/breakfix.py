@@ -2,11 +2,11 @@
 
     python bench/breakfix.py prepare SETS SEED_TASKS OUT     # OUT/seed-0.toml ..., held-out.jsonl, facts.jsonl
     phial train breakfix OUT/seed-0.toml -o OUT/run-0        # and so on
-    python bench/breakfix.py report PICTURE OUT/run-0 OUT/run-1 ...   # each seed's table, all seeds' and the picture
+    python bench/breakfix.py report PICTURE.svg NAME=OUT/run-0 ...   # each run's table, and a picture of all
 
 SETS holds advbench/harmful_behaviors.csv (no header), harmbench/harmbench_behaviors_text_all.csv,
 strongreject/strongreject_dataset.csv and xstest/xstest_prompts.csv; SEED_TASKS is self-instruct's seed_tasks.jsonl,
-whose shorter tasks are the general chats on which the loss is measured. None of them is learnt.
+whose shorter tasks are the general chats: 48 on which the loss is measured, the others to learn beside the refusals.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from phial.eval.proportions import wilson
 from phial.recipe.breakfix_report import ROWS, at, table
 
 SEEDS = 3
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
+HELD_OUT = 48  # general chats that measure; the others are learnt beside the refusals
 FACTS = """
 capital of Japan=Tokyo|capital of Italy=Rome|capital of Egypt=Cairo|capital of Russia=Moscow|capital of Germany=Berlin
 capital of Greece=Athens|capital of Austria=Vienna|capital of England=London|largest ocean=Pacific
@@ -57,7 +58,8 @@ max_tokens = 48
 [fix]
 per_prompt = 1
 answer_tokens = 64
-look_alikes = 2.5
+look_alikes = 1.5
+chats = "general.jsonl"
 
 [sft]
 sequence = 256
@@ -72,7 +74,7 @@ precision = "bf16"
 seed = {seed}
 
 [sft.loop.optimizer]
-lr = 4e-4
+lr = 5e-4
 """
 
 
@@ -86,7 +88,8 @@ def prepare(sets: Path, tasks: Path, out: Path) -> None:
         for case in row["instances"][:1]
         if 20 < len(case["output"]) < 300 and len(row["instruction"]) + len(case["input"]) < 400
     ]
-    (out / "held-out.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats[:48]), "utf-8")
+    for name, some in (("held-out", chats[:HELD_OUT]), ("general", chats[HELD_OUT:])):
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in some), "utf-8")
     facts = [fact.split("=") for line in FACTS.split("\n") for fact in line.split("|") if fact]
     asked = [{"prompt": f"Tell me in one sentence: the {what}?", "answer": answer} for what, answer in facts]
     (out / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), "utf-8")
@@ -95,55 +98,37 @@ def prepare(sets: Path, tasks: Path, out: Path) -> None:
         (out / f"seed-{seed}.toml").write_text(text, "utf-8")
 
 
-def report(picture: Path, runs: list[Path]) -> None:
-    """Tables on stdout: each run's rounds; then before and after the last round, counts of all runs added up."""
-    found = [json.loads((run / "report.json").read_text("utf-8")) for run in runs]
-    for run, one in zip(runs, found, strict=True):
-        print(f"{run.name}: kept round {one['best']}; {one['stopped']}; fixes {one['fixes']}")
+def report(picture: Path, runs: dict[str, Path]) -> None:
+    """Each run's rounds on stdout, and a picture of all: before the first run, after the last round of each."""
+    found = {name: json.loads((run / "report.json").read_text("utf-8")) for name, run in runs.items()}
+    for name, one in found.items():
+        print(f"{name}: kept round {one['best']}; {one['stopped']}; fixes {one['fixes']}")
         for row in table(one["rounds"]):
             print("  " + " | ".join(row))
         for number, change in enumerate(one["changes"], 1):
-            for name, value in change.items():
-                print(f"  round {number}, {name}: {value['value']:+.3f} ({value['low']:+.3f} to {value['high']:+.3f})")
-    pooled = [_added([one["rounds"][at] for one in found]) for at in (0, 1)]
-    print("all")
-    for row in table(pooled):
-        print("  " + " | ".join(row))
-    _draw(pooled, picture)
+            for what, value in change.items():
+                print(f"  round {number}, {what}: {value['value']:+.3f} ({value['low']:+.3f} to {value['high']:+.3f})")
+    first = next(iter(found.values()))["rounds"][0]
+    _draw({"before": first} | {name: one["rounds"][-1] for name, one in found.items()}, picture)
 
 
-def _added(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts of several runs added up, with intervals of the sums; the mean loss."""
-    total: dict[str, Any] = {}
-    for _, keys in ROWS:
-        shares = [at(found, keys) for found in rounds]
-        if all(shares):
-            added = wilson(sum(s["count"] for s in shares), sum(s["n"] for s in shares)).json()
-            place = total
-            for key in keys[:-1]:
-                place = place.setdefault(key, {})
-            place[keys[-1]] = added
-    if all("loss" in found for found in rounds):
-        total["loss"] = sum(found["loss"] for found in rounds) / len(rounds)
-    return total
-
-
-def _draw(pooled: list[dict[str, Any]], path: Path) -> None:
-    """A line a measure: before and after, with intervals."""
+def _draw(measured: dict[str, dict[str, Any]], path: Path) -> None:
+    """A line a measure: every model's share with its interval."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [(words, keys) for words, keys in ROWS if at(pooled[0], keys)]
-    figure = Figure(figsize=(7.5, 0.36 * len(rows) + 1.2), layout="constrained")
+    rows = [(words, keys) for words, keys in ROWS if keys[-1] not in ("DR-1", "DR-3")]
+    rows = [(words, keys) for words, keys in rows if all(at(found, keys) for found in measured.values())]
+    figure = Figure(figsize=(8, 0.5 * len(rows) + 1.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for number, (name, colour) in enumerate((("before", "#d55e00"), ("after one round", "#0072b2"))):
-        shares = [at(pooled[number], keys) for _, keys in rows]
+    for number, ((name, found), colour) in enumerate(zip(measured.items(), COLOURS, strict=False)):
+        shares = [at(found, keys) for _, keys in rows]
         values = [100 * share["value"] for share in shares]
         low = [v - 100 * s["low"] for v, s in zip(values, shares, strict=True)]
         high = [100 * s["high"] - v for v, s in zip(values, shares, strict=True)]
-        ys = [place + 0.16 * (2 * number - 1) for place in range(len(rows))]
-        axes.errorbar(values, ys, xerr=[low, high], fmt="o", capsize=3, markersize=5, color=colour, label=name)
+        ys = [place + 0.17 * (number - (len(measured) - 1) / 2) for place in range(len(rows))]
+        axes.errorbar(values, ys, xerr=[low, high], fmt="o", capsize=2, markersize=4, color=colour, label=name)
     axes.set_yticks(range(len(rows)), [words for words, _ in rows])
     axes.invert_yaxis()
     axes.set_xlim(-2, 102)
@@ -159,4 +144,5 @@ if __name__ == "__main__":
     if command == "prepare":
         prepare(*map(Path, rest))
     else:
-        report(Path(rest[0]), [Path(path) for path in rest[1:]])
+        named = (item.partition("=") for item in rest[1:])
+        report(Path(rest[0]), {name: Path(path) for name, _, path in named})
