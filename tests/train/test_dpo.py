@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,9 +128,11 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_its_reference_is_not_computed_aga
     assert files[0] == files[1]
     with pytest.raises(PhialError, match="has data = "):
         run("stopped", PAIRS[:3])
-    (tmp_path / "stopped/manifest.json").unlink()
+    (tmp_path / "begun").mkdir()
+    for name in ("reference.npy", "reference.json"):  # a run that was killed before its first step
+        shutil.copyfile(tmp_path / "stopped" / name, tmp_path / "begun" / name)
     with pytest.raises(PhialError, match=r"reference.npy is of another data"):
-        run("stopped", PAIRS[:3])
+        run("begun", PAIRS[:3])
 
 
 def test_a_reference_that_was_damaged_is_refused(file: Path, tmp_path: Path) -> None:

@@ -176,6 +176,16 @@ def test_checkpoints_without_a_manifest_are_nobodys(stopped: Path, tmp_path: Pat
         run(folder)
 
 
+@pytest.mark.parametrize("name", ["model/config.json", "adapter/adapter_config.json", "data.json", "metrics.jsonl"])
+def test_what_no_run_has_written_is_not_written_over(name: str, tmp_path: Path) -> None:
+    mine = tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    with pytest.raises(PhialError, match=f"has {name.partition('/')[0]} and no manifest"):
+        run(tmp_path)
+    assert mine.read_text() == "mine" and not (tmp_path / "manifest.json").exists()
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "PATIENCE", 0.1)
     with record.locked(tmp_path), pytest.raises(PhialError, match="another run trains in"):

@@ -250,6 +250,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(file: Path, tmp_path: Path) -> None:
     assert files[0] == files[1]
     with pytest.raises(PhialError, match="has data = "):
         sft(config, open_start(file), CHATS[:3], {"held": CHATS[:2]}, tmp_path / "stopped", _quiet)
+    other = write_tiny(tmp_path / "other.gguf", "phi3", GGMLType.F32, seed=2)
+    with pytest.raises(PhialError, match="has start = "):  # it would be written as tuned, and was never read
+        sft(config, open_start(other), CHATS, {"held": CHATS[:2]}, tmp_path / "stopped", _quiet)
 
 
 def test_the_commands_tune_a_file_and_phial_runs_the_result(

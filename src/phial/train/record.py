@@ -25,6 +25,7 @@ from phial.manifest import write_json
 
 PATIENCE = 12.0  # seconds
 MANIFEST = "manifest.json"
+WRITTEN = ("checkpoints", "metrics.jsonl", "data.json", "model", "adapter")  # what a run writes over or removes
 # what may change, because no weight depends on it (nor, but for rounding, on the number of processes)
 FREE = {"loop.log_every", "loop.checkpoint_every", "loop.keep", "loop.shards"}
 
@@ -49,14 +50,13 @@ def locked(folder: Path) -> Iterator[None]:
 def open_record(folder: Path, config: Mapping[str, Any]) -> None:
     """Write the manifest of a new run, or add this start to an older one's.
 
-    Raises PhialError where the folder's run has another configuration, with the first key that differs.
+    Raises PhialError where the folder's run has another configuration, with the first key that differs, and where there
+    is no run, but files that this one would write over.
     """
     path = folder / MANIFEST
     config = json.loads(json.dumps(config, default=str))
-    record = read_record(path)
-    if not record and any(folder.glob("checkpoints/*")):
-        raise PhialError(f"{folder} has checkpoints and no {MANIFEST}", f"remove {folder} to start afresh")
-    if record:
+    refuse_other(folder, config)
+    if record := read_record(path):
         _refuse_difference(folder, record["config"], config)
     write_json(path, {"config": config, "starts": [*record.get("starts", []), _start()]})
 
@@ -65,6 +65,9 @@ def refuse_other(folder: Path, about: Mapping[str, Any]) -> None:
     """Raises PhialError, as open_record(), where the folder's run is of something else than `about`; writes nothing."""
     if record := read_record(folder / MANIFEST):
         _refuse_difference(folder, {key: record["config"].get(key) for key in about}, about)
+    elif there := [name for name in WRITTEN if (folder / name).exists()]:
+        hint = f"use another folder, or move {there[0]} away: it would be lost"
+        raise PhialError(f"{folder} has {there[0]} and no {MANIFEST}", hint)
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from phial.tokenizer.tokenizer import Tokenizer
 from phial.train.adapter_files import read_adapter, write_adapter
 from phial.train.lora import LoraConfig, add_lora, merge
 from phial.train.quantized_base import load_quantized
+from phial.train.record import weights_digest
 
 MODEL, ADAPTER = "model", "adapter"  # in the folder of a run
 _TEMPLATE = "tokenizer.chat_template"
@@ -54,9 +55,10 @@ class Start(NamedTuple):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a run depends on besides its data and the weights it does not train."""
+        """What a run depends on besides its data and the weights it does not train: those that it begins with, as long
+        as they are as they were."""
         if self.lora is None:
-            return {}
+            return {"start": weights_digest(self.model.state_dict().items())}
         found = {} if self.lora.adapter is None else {"sha256": sha256_of(self.lora.adapter / WEIGHTS)}
         return {"lora": self.lora.model_dump(mode="json", exclude={"merge"}) | found}
 
