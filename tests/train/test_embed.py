@@ -164,8 +164,9 @@ def test_single_texts_without_dropout_are_an_error_and_pairs_are_not(file: Path)
     with pytest.raises(PhialError, match="10 of 11 rows are single texts, and dropout is 0"):
         read([*SINGLE, PAIRS[0]], config, _start(file, config))
     assert read(PAIRS, config, _start(file, config)).single == 0
-    config = _config(dropout=0.0, lora={"dropout": 0.1})
-    assert read(SINGLE, config, _start(file, config)).single == 10
+    config = _config(dropout=0.0, lora={"dropout": 0.1}, query_prefix="it: ")
+    found = read(SINGLE, config, _start(file, config))
+    assert found.single == 10 and all(np.array_equal(pair.query.ids, pair.positive.ids) for pair in found.pairs)
 
 
 def test_dropout_is_there_for_single_texts_alone_unless_it_is_asked_for(file: Path, tmp_path: Path) -> None:
