@@ -2,6 +2,7 @@
 
     python bench/breakfix.py prepare SETS SEED_TASKS OUT     # OUT/seed-0.toml ..., held-out.jsonl, facts.jsonl
     phial train breakfix OUT/seed-0.toml -o OUT/run-0        # and so on
+    python bench/breakfix.py confirm OUT/run-0 OUT/seed-0.toml OUT/seed-1.toml   # the kept round, by fresh requests
     python bench/breakfix.py report PICTURE.svg NAME=OUT/run-0 ...   # each run's table, and a picture of all
 
 SETS holds advbench/harmful_behaviors.csv (no header), harmbench/harmbench_behaviors_text_all.csv,
@@ -16,6 +17,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from phial.config_file import read_config
+from phial.eval.safety_judges import RuleJudge
+from phial.hub import resolve as resolve_model
+from phial.recipe.breakfix_config import BreakfixConfig, make_plan, resolve
+from phial.recipe.breakfix_measures import compared, measure
+from phial.recipe.breakfix_models import TunedModels
 from phial.recipe.breakfix_report import ROWS, at, table
 
 SEEDS = 3
@@ -112,6 +119,29 @@ def report(picture: Path, runs: dict[str, Path]) -> None:
     _draw({"before": first} | {name: one["rounds"][-1] for name, one in found.items()}, picture)
 
 
+def confirm(run: Path, used: Path, other: Path) -> None:
+    """The kept round and the model before it, measured by what the run was not: other requests, the rest of XSTest.
+
+    Bounds and settings were chosen with an eye on the run's own requests; these were not looked at.
+    """
+    configs = [resolve(read_config(path, BreakfixConfig), path.parent) for path in (used, other)]
+    config = configs[1].model_copy(update={"measure": configs[1].measure.model_copy(update={"labelled_limit": None})})
+    known, plan = make_plan(configs[0]), make_plan(config)
+    seen = {attack.prompt.text for attack in known.held_out} | {row.prompt.text for row in known.labelled}
+    plan = plan._replace(
+        held_out=[attack for attack in plan.held_out if attack.prompt.text not in seen],
+        plain=[attack for attack in plan.plain if attack.prompt.text not in seen],
+        labelled=[row for row in plan.labelled if row.prompt.text not in seen],
+        exact=[],
+    )
+    models = TunedModels(config, resolve_model(config.model))
+    files = [Path(path) for path in json.loads((run / "report.json").read_text("utf-8"))["files"]]
+    rounds = [measure(models.open(made), plan, [RuleJudge()], config, lambda *shown: None) for made in (None, files)]
+    for row in table(rounds):
+        print(" | ".join(row))
+    print(compared(rounds[0], rounds[1], config.success))
+
+
 def _draw(measured: dict[str, dict[str, Any]], path: Path) -> None:
     """A line a measure: every model's share with its interval."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -135,7 +165,7 @@ def _draw(measured: dict[str, dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("%, with 95 % intervals")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
-    axes.legend(frameon=False, loc="best")
+    axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
@@ -143,6 +173,8 @@ if __name__ == "__main__":
     command, *rest = sys.argv[1:]
     if command == "prepare":
         prepare(*map(Path, rest))
+    elif command == "confirm":
+        confirm(*map(Path, rest))
     else:
         named = (item.partition("=") for item in rest[1:])
         report(Path(rest[0]), {name: Path(path) for name, _, path in named})
