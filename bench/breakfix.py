@@ -82,6 +82,16 @@ seed = {seed}
 
 [sft.loop.optimizer]
 lr = 5e-4
+
+[dpo]
+batch = 8
+
+[dpo.loop]
+precision = "bf16"
+seed = {seed}
+
+[dpo.loop.optimizer]
+lr = 2e-4
 """
 
 
@@ -149,7 +159,7 @@ def _draw(measured: dict[str, dict[str, Any]], path: Path) -> None:
 
     rows = [(words, keys) for words, keys in ROWS if keys[-1] not in ("DR-1", "DR-3")]
     rows = [(words, keys) for words, keys in rows if all(at(found, keys) for found in measured.values())]
-    figure = Figure(figsize=(8, 0.5 * len(rows) + 1.2), layout="constrained")
+    figure = Figure(figsize=(8, 0.6 * len(rows) + 1.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for number, ((name, found), colour) in enumerate(zip(measured.items(), COLOURS, strict=False)):
@@ -165,7 +175,7 @@ def _draw(measured: dict[str, dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("%, with 95 % intervals")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside lower center", ncols=3)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
