@@ -10,8 +10,7 @@ import typer
 
 from phial.cli import console, options
 from phial.cli.extras import require
-from phial.cli.train_sft import Config, Model, Output, Workers, model_path
-from phial.cli.tuned import say_made, write_learnt
+from phial.cli.tuned import Config, Model, Output, Workers, model_path, say_made, settings_of, write_learnt
 from phial.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -47,9 +46,10 @@ def dpo(
 ) -> None:
     """Tune a model on pairs of answers, one preferred. The same command goes on where a run was stopped."""
     require("train", "tune a model")
+    from phial.train.dpo import DpoConfig
     from phial.train.start import open_start
 
-    settings = _settings(config, template)
+    settings = settings_of(DpoConfig, config, template)
     if show_pairs:
         output = None
     elif output is None:
@@ -71,14 +71,6 @@ def dpo(
     else:
         _show(result)
     say_made(model, result, settings.template)
-
-
-def _settings(config: Path | None, template: str | None) -> DpoConfig:
-    from phial.config_file import read_config
-    from phial.train.dpo import DpoConfig
-
-    settings = DpoConfig() if config is None else read_config(config, DpoConfig)
-    return settings if template is None else settings.model_copy(update={"template": template})
 
 
 def _run(

@@ -9,7 +9,7 @@ import typer
 
 from phial.cli import console, options
 from phial.cli.extras import require
-from phial.cli.train_sft import Model
+from phial.cli.tuned import Config, Model, Workers, model_path, settings_of
 
 if TYPE_CHECKING:
     from phial.eval.embeddings import HeldOut
@@ -21,12 +21,10 @@ Data = Annotated[
 Output = Annotated[
     Path, typer.Option("--output", "-o", metavar="FOLDER", help="Of the run; what is made goes to model/ or adapter/.")
 ]
-Config = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="TOML; see docs/guides/align.md.")]
 Validation = Annotated[
     list[Path] | None,
     typer.Option("--validation", metavar="PATH", help="Pairs held out, with or without scores; repeatable."),
 ]
-Workers = Annotated[int, typer.Option("--workers", "-w", metavar="N", min=0, help="Processes that read ahead.")]
 
 
 def embed(
@@ -40,10 +38,9 @@ def embed(
 ) -> None:
     """Tune a model to embed texts. The same command goes on where a run was stopped."""
     require("train", "tune a model")
-    from phial.config_file import read_config
     from phial.train.embed import EmbedConfig
 
-    settings = EmbedConfig() if config is None else read_config(config, EmbedConfig)
+    settings = settings_of(EmbedConfig, config)
     held = _held_out(validation or [])
     with console.resumable(output):
         result = _run(settings, model, data, held, output, workers)
@@ -71,7 +68,6 @@ def _held_out(validation: list[Path]) -> HeldOut | None:
 def _run(
     settings: EmbedConfig, model: str, data: list[Path], held: HeldOut | None, output: Path, workers: int
 ) -> dict[str, Any]:
-    from phial.cli.train_sft import model_path
     from phial.train.embed import embed as tune
     from phial.train.parallel import torchrun_processes
     from phial.train.start import open_start

@@ -10,28 +10,19 @@ import typer
 
 from phial.cli import console, options
 from phial.cli.extras import require
-from phial.cli.tuned import say_made, write_learnt
+from phial.cli.tuned import Config, Model, Output, Workers, model_path, say_made, settings_of, write_learnt
 from phial.errors import ArgumentError
 
 if TYPE_CHECKING:
     from phial.train.sft import SftConfig
     from phial.train.start import Start
 
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Hugging Face folder, run, or GGUF file (path or catalogue name).")
-]
 Data = Annotated[
     list[Path], typer.Argument(metavar="DATA...", help="Chats: .jsonl, .json (.gz, .zst) or .parquet; see the guide.")
 ]
-Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="FOLDER", help="Of the run; model/ or adapter/ is what it makes."),
-]
-Config = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="TOML; see docs/guides/align.md.")]
 Validation = Annotated[
     list[Path] | None, typer.Option("--validation", metavar="PATH", help="Chats held out, to measure on; repeatable.")
 ]
-Workers = Annotated[int, typer.Option("--workers", "-w", metavar="N", min=0, help="Processes that read ahead.")]
 ShowMasks = Annotated[
     bool, typer.Option("--show-masks", metavar="", help="Show the first chats, what is learnt marked; train nothing.")
 ]
@@ -51,9 +42,10 @@ def sft(
 ) -> None:
     """Tune a model on chats. The same command goes on where a run was stopped."""
     require("train", "tune a model")
+    from phial.train.sft import SftConfig
     from phial.train.start import open_start
 
-    settings = _settings(config, template)
+    settings = settings_of(SftConfig, config, template)
     if show_masks:
         output = None
     elif output is None:
@@ -76,21 +68,6 @@ def sft(
     else:
         _show(result)
     say_made(model, result, settings.template)
-
-
-def _settings(config: Path | None, template: str | None) -> SftConfig:
-    from phial.config_file import read_config
-    from phial.train.sft import SftConfig
-
-    settings = SftConfig() if config is None else read_config(config, SftConfig)
-    return settings if template is None else settings.model_copy(update={"template": template})
-
-
-def model_path(model: str) -> Path:
-    """A folder as it is named, or the file of a model."""
-    from phial.cli import loading
-
-    return Path(model) if Path(model).is_dir() else loading.model_file(model)
 
 
 def _run(

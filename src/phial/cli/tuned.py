@@ -1,16 +1,46 @@
-"""What a command that tunes a model shows: which tokens it learns; at its end what was made, and how to run it."""
+"""What the commands that tune a model share: their options, which tokens are learnt, and how to run what was made."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
 
 from phial.cli import console
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from phial.tokenizer.tokenizer import Tokenizer
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Hugging Face folder, run, or GGUF file (path or catalogue name).")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FOLDER", help="Of the run; model/ or adapter/ is what it makes."),
+]
+Config = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="TOML; see docs/guides/align.md.")]
+Workers = Annotated[int, typer.Option("--workers", "-w", metavar="N", min=0, help="Processes that read ahead.")]
+Settings = TypeVar("Settings", bound="BaseModel")
+
+
+def model_path(model: str) -> Path:
+    """A folder as it is named, or the file of a model."""
+    from phial.cli import loading
+
+    return Path(model) if Path(model).is_dir() else loading.model_file(model)
+
+
+def settings_of(kind: type[Settings], config: Path | None, template: str | None = None) -> Settings:
+    """The configuration in a file, or that of no file; a template named on the command line goes before its own."""
+    from phial.config_file import read_config
+
+    settings = kind() if config is None else read_config(config, kind)
+    return settings if template is None else settings.model_copy(update={"template": template})
 
 
 def say_made(model: str, result: Mapping[str, Any], template: str | None = None) -> None:
