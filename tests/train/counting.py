@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from phial.config import ModelConfig
 from phial.model.transformer import Transformer
@@ -40,6 +42,17 @@ class Counting:
             {"tokens": t, "targets": y}
             for t, y in zip(rows[:, :-1].chunk(self.pieces), targets.chunk(self.pieces), strict=True)
         ]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the number of elements of the largest tensor that was made under it."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        self.largest = max(self.largest, out.numel() if isinstance(out, Tensor) else 0)
+        return out
 
 
 class Tokens:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.train.test_loop import TINY
+from tests.train.counting import TINY, LargestTensor
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -91,19 +91,10 @@ def test_evaluation_makes_no_gradients_and_the_same_value(monkeypatch: pytest.Mo
 
 
 def test_never_are_all_logits_there() -> None:
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            largest = max(largest, out.numel() if isinstance(out, Tensor) else 0)
-            return out
-
     hidden, weight, targets = _given()
-    with Watch():
+    with LargestTensor() as made:
         linear_cross_entropy(hidden, weight, targets, 0.1)[0].backward()
-    assert largest == weight.numel() < targets.numel() * len(weight)
+    assert made.largest == weight.numel() < targets.numel() * len(weight)
 
 
 def _model_gradients(wrap: Callable[[nn.Module], nn.Module], z_loss: float = 0.001) -> list[Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.train.counting import TINY
+from tests.train.counting import TINY, LargestTensor
 from torch import Tensor
 from torch.nn import functional
 
@@ -79,19 +79,10 @@ def test_without_any_target_there_is_no_gradient_and_no_nan() -> None:
 
 
 def test_never_are_all_logits_there() -> None:
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            largest = max(largest, out.numel() if isinstance(out, Tensor) else 0)
-            return out
-
     hidden, weight, targets = _given()
-    with Watch():
+    with LargestTensor() as made:
         linear_log_probs(hidden, weight, targets).sum().backward()
-    assert largest == weight.numel() < 24 * len(weight)
+    assert made.largest == weight.numel() < 24 * len(weight)
 
 
 def test_a_tied_model_has_the_gradients_of_logits() -> None:
