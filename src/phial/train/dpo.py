@@ -160,7 +160,7 @@ def _prepared(
 ) -> tuple[Evaluate | None, dict[str, float]]:
     """Fill in the references; how held-out pairs are measured, and what they come to before."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = weights_digest(model.state_dict().items())
+    weights = about.get("start") or weights_digest(model.state_dict().items())  # of all weights, known where all train
     known = {"model": weights, "precision": config.loop.precision}
     held = PairBatches(measured.examples, config.batch, config.row, shuffle=False) if measured else None
     sets = [(data, "reference.npy", "data", True)] + ([(held, "validation.npy", "validation", False)] if held else [])
